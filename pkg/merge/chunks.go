@@ -1,0 +1,261 @@
+package merge
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+)
+
+// Chunks merges series of the same labels, in order of precedence (later wins), and yields chunks that are sorted by time,
+// do not overlap, and hold exactly the samples with mint ≤ t ≤ maxt. An input chunk that overlaps no other and lies within
+// [mint, maxt] is passed through untouched (its Ref too), unless o asks for something else; all others are encoded anew, as
+// the iterator advances. Each input's chunks are sorted by time and have data.
+func Chunks(series []storage.ChunkSeries, mint, maxt int64, o EncodeOptions) chunks.Iterator {
+	m := &chunkMerger{mint: mint, maxt: maxt, o: o, inputs: make([]chunkInput, len(series))}
+	for i, s := range series {
+		m.inputs[i].it = s.Iterator(nil)
+	}
+	return m
+}
+
+// chunkInput is one input of a chunkMerger and the chunk at which it stands.
+type chunkInput struct {
+	it   chunks.Iterator
+	meta chunks.Meta
+}
+
+// chunkMerger collects clusters (chunks that are connected by overlaps) from its inputs, each of which is then passed on or
+// encoded. The inputs are held in a heap by the start of their next chunk.
+type chunkMerger struct {
+	inputs     []chunkInput
+	heap       []int
+	mint, maxt int64
+	o          EncodeOptions
+
+	started bool
+	peeked  *cluster
+	enc     chunks.Iterator // Yields the cluster that is being encoded.
+	cur     chunks.Meta
+	err     error
+}
+
+func (m *chunkMerger) At() chunks.Meta { return m.cur }
+func (m *chunkMerger) Err() error      { return m.err }
+
+func (m *chunkMerger) Next() bool {
+	for m.err == nil {
+		if m.enc != nil {
+			if m.enc.Next() {
+				m.cur = m.enc.At()
+				return true
+			}
+			m.err = m.enc.Err()
+			m.enc = nil
+			continue
+		}
+		c := m.next()
+		if c == nil {
+			return false
+		}
+		m.join(c)
+		if len(c.members) == 1 && m.passes(c.members[0].meta) {
+			m.cur = c.members[0].meta
+			return true
+		}
+		m.enc = Encode(m.samples(c), m.o)
+	}
+	return false
+}
+
+// member is a chunk of a cluster, with the precedence of the input that it is from.
+type member struct {
+	input int
+	meta  chunks.Meta
+}
+
+// cluster is a set of chunks in order of their start.
+type cluster struct {
+	members    []member
+	mint, maxt int64
+}
+
+// next returns the next cluster, or nil at the end or on error.
+func (m *chunkMerger) next() *cluster {
+	if c := m.peeked; c != nil {
+		m.peeked = nil
+		return c
+	}
+	if !m.started {
+		m.start()
+	}
+	if len(m.heap) == 0 || m.err != nil {
+		return nil
+	}
+	first := m.inputs[m.heap[0]].meta
+	c := &cluster{mint: first.MinTime, maxt: first.MaxTime}
+	for len(m.heap) > 0 && m.err == nil {
+		top := m.heap[0]
+		meta := m.inputs[top].meta
+		if meta.MinTime > c.maxt {
+			break
+		}
+		c.add(member{input: top, meta: meta})
+		m.advanceTop()
+	}
+	if m.err != nil {
+		return nil
+	}
+	return c
+}
+
+// add appends a chunk. A copy of it that has less to say is dropped: a block may be read beside those that it was made of.
+func (c *cluster) add(n member) {
+	for i := len(c.members) - 1; i >= 0 && c.members[i].meta.MinTime == n.meta.MinTime; i-- {
+		old := c.members[i].meta
+		if old.MaxTime == n.meta.MaxTime && old.Chunk.Encoding() == n.meta.Chunk.Encoding() &&
+			bytes.Equal(old.Chunk.Bytes(), n.meta.Chunk.Bytes()) {
+			c.members = slices.Delete(c.members, i, i+1)
+			break
+		}
+	}
+	c.members = append(c.members, n)
+	c.maxt = max(c.maxt, n.meta.MaxTime)
+}
+
+// passes says whether a chunk that overlaps no other may be handed on as it is.
+func (m *chunkMerger) passes(meta chunks.Meta) bool {
+	return meta.MinTime >= m.mint && meta.MaxTime <= m.maxt &&
+		(m.o.StartTimestamps || !hasST(meta.Chunk.Encoding()))
+}
+
+// join adds the clusters that follow c to it as long as all of them together still make one chunk.
+func (m *chunkMerger) join(c *cluster) {
+	n, size, vt := c.extent()
+	if n >= m.o.JoinBelow || vt == chunkenc.ValNone {
+		return
+	}
+	for {
+		next := m.next()
+		if next == nil {
+			return
+		}
+		nextN, nextSize, nextVT := next.extent()
+		n, size = n+nextN, size+nextSize
+		if nextN >= m.o.JoinBelow || nextVT != vt || n > MaxFloats ||
+			(vt != chunkenc.ValFloat && size > chunkenc.TargetBytesPerHistogramChunk) ||
+			(m.o.Window > 0 && windowStart(c.mint, m.o.Window) != windowStart(next.maxt, m.o.Window)) {
+			m.peeked = next
+			return
+		}
+		c.members = append(c.members, next.members...)
+		c.maxt = next.maxt
+	}
+}
+
+// extent returns the samples and bytes of a cluster, and the type of its samples, ValNone if they differ.
+func (c *cluster) extent() (samples, size int, vt chunkenc.ValueType) {
+	vt = valueType(c.members[0].meta.Chunk.Encoding())
+	for _, n := range c.members {
+		samples += n.meta.Chunk.NumSamples()
+		size += len(n.meta.Chunk.Bytes())
+		if valueType(n.meta.Chunk.Encoding()) != vt {
+			return samples, size, chunkenc.ValNone
+		}
+	}
+	return samples, size, vt
+}
+
+// samples merges the chunks of a cluster, those of one input one after another.
+func (m *chunkMerger) samples(c *cluster) chunkenc.Iterator {
+	slices.SortStableFunc(c.members, func(a, b member) int { return a.input - b.input })
+	var (
+		its  []chunkenc.Iterator
+		run  []chunks.Meta
+		last int
+	)
+	for i, n := range c.members {
+		// Overlapping chunks of one input should not be; the one that starts later wins.
+		if i > 0 && (n.input != last || n.meta.MinTime <= run[len(run)-1].MaxTime) {
+			its = append(its, ChunkIterator(storage.NewListChunkSeriesIterator(run...)))
+			run = nil
+		}
+		run, last = append(run, n.meta), n.input
+	}
+	its = append(its, ChunkIterator(storage.NewListChunkSeriesIterator(run...)))
+	it := Iterators(its)
+	if c.mint < m.mint || c.maxt > m.maxt {
+		it = Limit(it, m.mint, m.maxt)
+	}
+	return it
+}
+
+func (m *chunkMerger) start() {
+	m.started = true
+	for i := range m.inputs {
+		if m.advance(i) {
+			m.heap = append(m.heap, i)
+		}
+	}
+	for i := len(m.heap)/2 - 1; i >= 0; i-- {
+		m.siftDown(i)
+	}
+}
+
+// advance moves an input to its next chunk that overlaps the range.
+func (m *chunkMerger) advance(i int) bool {
+	in := &m.inputs[i]
+	for in.it.Next() {
+		in.meta = in.it.At()
+		if in.meta.MinTime > m.maxt {
+			return false
+		}
+		if in.meta.MaxTime < m.mint {
+			continue
+		}
+		if in.meta.Chunk == nil {
+			m.err = fmt.Errorf("merge chunk at %d: %w", in.meta.MinTime, errNoData)
+			return false
+		}
+		return true
+	}
+	if err := in.it.Err(); err != nil && m.err == nil {
+		m.err = err
+	}
+	return false
+}
+
+func (m *chunkMerger) advanceTop() {
+	if !m.advance(m.heap[0]) {
+		last := len(m.heap) - 1
+		m.heap[0] = m.heap[last]
+		m.heap = m.heap[:last]
+	}
+	m.siftDown(0)
+}
+
+// before orders the heap by start, then precedence.
+func (m *chunkMerger) before(a, b int) bool {
+	ta, tb := m.inputs[a].meta.MinTime, m.inputs[b].meta.MinTime
+	return ta < tb || (ta == tb && a < b)
+}
+
+func (m *chunkMerger) siftDown(i int) {
+	for {
+		least := 2*i + 1
+		if least >= len(m.heap) {
+			return
+		}
+		if r := least + 1; r < len(m.heap) && m.before(m.heap[r], m.heap[least]) {
+			least = r
+		}
+		if !m.before(m.heap[least], m.heap[i]) {
+			return
+		}
+		m.heap[i], m.heap[least] = m.heap[least], m.heap[i]
+		i = least
+	}
+}
