@@ -1,0 +1,60 @@
+package batch
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Config says when blocks are compacted and when they go.
+type Config struct {
+	// Delay is how long after the end of a window its blocks are compacted, so that its last generation can be uploaded
+	// first. What comes later costs another merge and nothing else.
+	Delay time.Duration
+	// Retention is the age from which samples need not be kept; a block goes when all of its samples have reached it. 0 is
+	// for ever.
+	Retention time.Duration
+	// DeletionDelay is how long a block stays in the bucket after it was marked for deletion. Readers that listed the
+	// bucket before use it until then.
+	DeletionDelay time.Duration
+	// SyncInterval and QueryTimeout are those of the bucket's readers; DeletionDelay is checked against them.
+	SyncInterval, QueryTimeout time.Duration
+	// PartialAge is the age from which an upload without meta.json is taken for abandoned. It must be longer than any
+	// upload takes.
+	PartialAge time.Duration
+	// MaxInputs is how many blocks one job opens at most.
+	MaxInputs int
+}
+
+// DefaultConfig returns the values that are used where the user says nothing.
+func DefaultConfig() Config {
+	return Config{
+		Delay:         10 * time.Minute,
+		DeletionDelay: time.Hour,
+		SyncInterval:  time.Minute,
+		QueryTimeout:  2 * time.Minute,
+		PartialAge:    24 * time.Hour,
+		MaxInputs:     64,
+	}
+}
+
+// Validate says what is wrong with the configuration.
+func (c Config) Validate() error {
+	switch {
+	case c.Delay < 0:
+		return fmt.Errorf("compaction delay %s is negative", c.Delay)
+	case c.Retention < 0 || c.Retention > 0 && c.Retention < 2*time.Hour:
+		return fmt.Errorf("retention %s must be 0 (for ever) or at least 2h", c.Retention)
+	case c.SyncInterval <= 0 || c.QueryTimeout <= 0:
+		return errors.New("sync interval and query timeout must be above 0")
+	case c.PartialAge < time.Hour:
+		return fmt.Errorf("age of partial uploads %s must be at least 1h", c.PartialAge)
+	case c.MaxInputs < 2:
+		return fmt.Errorf("a job needs at least 2 inputs, not %d", c.MaxInputs)
+	}
+	if least := 2*c.SyncInterval + c.QueryTimeout; c.DeletionDelay < least {
+		return fmt.Errorf("deletion delay %s must be at least %s (two sync intervals and the query timeout), or queries lose blocks that they read",
+			c.DeletionDelay, least)
+	}
+	return nil
+}

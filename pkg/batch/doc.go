@@ -1,0 +1,23 @@
+// Package batch turns many small blocks in the bucket into few large ones, and removes what is no longer needed.
+//
+// The one idea: a job is a function from blocks to blocks. Its inputs never change, its outputs have ids that are derived
+// from the inputs, and its last upload, whose meta.json names the blocks that the job replaces, is its commit. Until then
+// the inputs count, and what was uploaded before is seen beside them without harm; afterwards the outputs count. A job
+// that dies at any point is therefore simply planned again, and finds what it had already uploaded.
+//
+// Which blocks may be merged. Blocks of one writer have a precedence (block.Compare): the later one wins where two hold a
+// sample of the same series and time. A job's output takes the place of its highest input, so no other visible block that
+// overlaps the inputs in time may stand between them; see gapless. Outputs of jobs that were not committed hold nothing
+// that other visible blocks do not hold: they are never inputs, and the job that replaces the last of their inputs
+// replaces them too.
+//
+// A block that cannot be read is quarantined: it takes part in no job until the quarantine ends, but still stands between
+// the blocks before and after it, which are then merged separately as far as they overlap it. Nothing is hidden by that;
+// queries still meet the bad block and say so.
+//
+// Concurrency: Plan is pure. A Runner may be used by any number of goroutines; Run calls take turns (Runner.turn, a
+// channel of capacity one, so that waiting can be cancelled), Status needs only Runner.mu, which guards the history of
+// jobs and the quarantine and is never held during I/O. Runners in other processes need not be locked out: two at work on
+// the same bucket may leave duplicates, which later jobs merge, but never lose a sample. The Runner owns its scratch
+// folder and closes nothing that it was given.
+package batch

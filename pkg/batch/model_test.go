@@ -1,0 +1,308 @@
+package batch
+
+import (
+	"fmt"
+	"maps"
+	"math/rand"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace/millrace/pkg/block"
+)
+
+// The model: a bucket of blocks that are maps, a writer that uploads generations, and runners that compact, die and delete,
+// one step at a time and in any order. After every step the merged answer must be what was accepted last.
+
+type modelKey struct {
+	series int
+	t      int64
+}
+
+type modelBlock struct {
+	meta    block.Meta
+	marked  bool
+	samples map[modelKey]int // value: position in the order of acceptance
+}
+
+func (b *modelBlock) String() string {
+	lo, hi := b.meta.Generations()
+	at := func(t int64) string { return time.UnixMilli(t).UTC().Format("02T15:04") }
+	return fmt.Sprintf("%s L%d %d-%d [%s,%s) %v", b.meta.ULID, b.meta.Level(), lo, hi, at(b.meta.MinTime), at(b.meta.MaxTime), b.samples)
+}
+
+type model struct {
+	t        *testing.T
+	r        *rand.Rand
+	now      time.Time
+	bucket   map[ulid.ULID]*modelBlock
+	expected map[modelKey]int
+	uploads  []*modelBlock // of sealed generations, in order
+	gen      uint64
+	accepted int
+	runners  [2]*modelRunner
+	history  []string
+}
+
+// modelRunner is a job under way.
+type modelRunner struct {
+	job     Job
+	windows []window // still to do
+	pending *modelBlock
+}
+
+func newModel(t *testing.T, seed int64) *model {
+	return &model{
+		t: t, r: rand.New(rand.NewSource(seed)),
+		now:      time.Date(2024, 1, 10, 0, 0, 0, 0, time.UTC),
+		bucket:   map[ulid.ULID]*modelBlock{},
+		expected: map[modelKey]int{},
+	}
+}
+
+func (m *model) log(format string, args ...any) {
+	m.history = append(m.history, fmt.Sprintf(format, args...))
+}
+
+// seal makes a generation: samples of the running window and, now and then, of days before; its blocks as the engine cuts
+// them; many windows for few samples, so that blocks overlap with nothing in common.
+func (m *model) seal() {
+	created := m.now
+	m.gen++
+	m.now = m.now.Add(time.Duration(m.r.Intn(100)) * time.Minute)
+	recent := windowAt(created.UnixMilli(), windowMillis).min - windowMillis
+	blocks := map[int64]*modelBlock{}
+	for range 1 + m.r.Intn(6) {
+		k := modelKey{series: m.r.Intn(2), t: m.now.UnixMilli() - int64(m.r.Intn(4))*windowMillis/2}
+		if m.r.Intn(3) == 0 {
+			k.t -= int64(m.r.Intn(30)) * windowMillis
+		}
+		k.t -= k.t % (windowMillis / 2) // so that samples meet
+		w := windowAt(k.t, windowMillis)
+		if k.t < recent {
+			w = window{min: k.t, max: recent}
+		}
+		b := blocks[w.max]
+		if b == nil {
+			b = &modelBlock{samples: map[modelKey]int{}}
+			b.meta = testMeta(fmt.Sprint(m.gen, w.max), 0, m.gen, m.gen, created, time.UnixMilli(w.min), time.UnixMilli(w.max))
+			blocks[w.max] = b
+		}
+		b.meta.MinTime = min(b.meta.MinTime, k.t)
+		m.accepted++
+		b.samples[k] = m.accepted
+	}
+	order := slices.Collect(maps.Values(blocks))
+	slices.SortFunc(order, func(a, b *modelBlock) int { return a.meta.ULID.Compare(b.meta.ULID) })
+	m.uploads = append(m.uploads, order...)
+	m.log("seal generation %d in %d blocks", m.gen, len(order))
+}
+
+func (m *model) upload() {
+	if len(m.uploads) == 0 {
+		return
+	}
+	b := m.uploads[0]
+	m.uploads = m.uploads[1:]
+	m.bucket[b.meta.ULID] = b
+	maps.Copy(m.expected, b.samples)
+	m.log("upload %s", b)
+}
+
+func (m *model) listed() []block.Listed {
+	var out []block.Listed
+	for _, id := range slices.SortedFunc(maps.Keys(m.bucket), ulid.ULID.Compare) {
+		l := block.Listed{Meta: m.bucket[id].meta}
+		if m.bucket[id].marked {
+			l.DeletionMark = &block.DeletionMark{ID: id}
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// start lets runner i plan, holding some blocks back as if they could not be read, and take any of the jobs.
+func (m *model) start(i int, force bool, held func(*block.Meta) bool) bool {
+	listed := m.listed()
+	jobs := plan(listed, m.now, DefaultConfig(), force, held)
+	taken := map[ulid.ULID]bool{}
+	for _, j := range jobs {
+		require.True(m.t, gapless(j.Inputs, visible(listed)))
+		require.True(m.t, slices.IsSortedFunc(j.Inputs, block.Compare))
+		for _, in := range j.Inputs {
+			require.False(m.t, taken[in.ULID], "jobs of one plan are disjoint")
+			taken[in.ULID] = true
+		}
+	}
+	if len(jobs) == 0 {
+		return false
+	}
+	r := &modelRunner{job: jobs[m.r.Intn(len(jobs))]}
+	seen := map[window]bool{}
+	for _, in := range r.job.Inputs {
+		for k := range m.bucket[in.ULID].samples {
+			seen[windowAt(k.t, r.job.Width)] = true
+		}
+	}
+	r.windows = slices.SortedFunc(maps.Keys(seen), func(a, b window) int { return int((a.min - b.min) / windowMillis) })
+	m.runners[i] = r
+	m.log("runner %d starts %s %s with %d windows, replaces %v", i, r.job.Kind, r.job.ID, len(r.windows), r.job.Replaces())
+	return true
+}
+
+// work lets runner i do one output.
+func (m *model) work(i int) {
+	r := m.runners[i]
+	w := r.windows[0]
+	r.windows = r.windows[1:]
+	var replaces []ulid.ULID
+	if len(r.windows) == 0 {
+		replaces = r.job.Replaces()
+	}
+	b := &modelBlock{meta: r.job.outputMeta(w, replaces), samples: map[modelKey]int{}}
+	for _, in := range r.job.contributors(w) {
+		src, ok := m.bucket[in.ULID]
+		if !ok {
+			m.log("runner %d gives up, %s is gone", i, in.ULID)
+			m.runners[i] = nil
+			return
+		}
+		for k, v := range src.samples {
+			if k.t >= w.min && k.t < w.max {
+				b.samples[k] = v
+			}
+		}
+	}
+	if there, ok := m.bucket[b.meta.ULID]; ok {
+		require.Equal(m.t, there.samples, b.samples, "blocks of the same id are the same")
+	} else {
+		m.bucket[b.meta.ULID] = b
+	}
+	m.log("runner %d writes %s, commit %v", i, b, replaces != nil)
+	if len(r.windows) == 0 {
+		m.runners[i] = nil
+	}
+}
+
+func (m *model) mark() {
+	for _, id := range superseded(m.listed()) {
+		m.bucket[id].marked = true
+	}
+}
+
+func (m *model) deleteOne() {
+	for _, id := range slices.SortedFunc(maps.Keys(m.bucket), ulid.ULID.Compare) {
+		if m.bucket[id].marked && m.r.Intn(2) == 0 {
+			delete(m.bucket, id)
+			m.log("delete %s", id)
+			return
+		}
+	}
+}
+
+// answer merges blocks as queries do.
+func (m *model) answer(metas []block.Meta) map[modelKey]int {
+	metas = slices.Clone(metas)
+	slices.SortFunc(metas, block.Compare)
+	out := map[modelKey]int{}
+	for _, meta := range metas {
+		maps.Copy(out, m.bucket[meta.ULID].samples)
+	}
+	return out
+}
+
+func (m *model) check() {
+	var all []block.Meta
+	for _, l := range m.listed() {
+		all = append(all, l.Meta)
+	}
+	require.Equal(m.t, m.expected, m.answer(block.Visible(all)), "what is visible")
+	require.Equal(m.t, m.expected, m.answer(all), "replaced blocks do no harm")
+}
+
+func (m *model) step() {
+	i := m.r.Intn(2)
+	switch n := m.r.Intn(20); {
+	case n < 3:
+		m.seal()
+	case n < 7:
+		m.upload()
+	case n < 14:
+		if m.runners[i] == nil {
+			bad := m.r.Intn(60)
+			m.start(i, m.r.Intn(3) == 0, func(b *block.Meta) bool { return int(b.ULID[15])%60 == bad })
+		} else {
+			m.work(i)
+		}
+	case n < 15:
+		if m.runners[i] != nil {
+			m.log("runner %d dies", i)
+		}
+		m.runners[i] = nil
+	case n < 16:
+		m.mark()
+	case n < 17:
+		m.deleteOne()
+	case n < 18:
+		m.now = m.now.Add(time.Duration(m.r.Intn(5)) * time.Hour)
+	}
+}
+
+// finish plans and works until nothing is due and everything that was replaced is gone.
+func (m *model) finish() {
+	m.now = m.now.Add(48 * time.Hour)
+	for len(m.uploads) > 0 {
+		m.upload()
+	}
+	m.runners = [2]*modelRunner{}
+	for n := 0; m.start(0, true, nil); n++ {
+		require.Less(m.t, n, 1000, "planning comes to an end")
+		for m.runners[0] != nil {
+			m.work(0)
+			m.check()
+		}
+	}
+	m.mark()
+	for _, l := range m.listed() {
+		if l.DeletionMark != nil {
+			delete(m.bucket, l.Meta.ULID)
+		}
+	}
+	m.check()
+	days := map[int64]bool{}
+	for _, l := range m.listed() {
+		require.Equal(m.t, 2, l.Meta.Level())
+		require.False(m.t, days[l.Meta.MinTime], "one block a day is left")
+		days[l.Meta.MinTime] = true
+	}
+}
+
+func TestAnyInterleavingKeepsTheAnswer(t *testing.T) {
+	runs, first := 150, int64(1)
+	if testing.Short() {
+		runs = 30
+	}
+	for seed := first; seed < first+int64(runs); seed++ {
+		ok := t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			m := newModel(t, seed)
+			defer func() {
+				if t.Failed() {
+					for _, line := range m.history {
+						t.Log(line)
+					}
+				}
+			}()
+			for range 150 {
+				m.step()
+				m.check()
+			}
+			m.finish()
+		})
+		if !ok {
+			return
+		}
+	}
+}

@@ -1,0 +1,283 @@
+package batch
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/tsdb"
+
+	"github.com/millrace/millrace/pkg/block"
+)
+
+// Plan returns the jobs that are due, in the order in which they should run. Their inputs are disjoint, so they do not
+// depend on each other; when they are done, planning again finds what their outputs make due, until there is nothing.
+//
+// metas are all blocks of a bucket that are not marked for deletion. Blocks of other writers (external labels) are planned
+// apart from each other; blocks that other tools wrote are left alone.
+//
+// Level-0 blocks are due when their generation was begun before the end of the last window that is over, and with them
+// all of lower generations; with force, all are due. A 2 h window is over when it ended at least c.Delay ago, and so is a day;
+// with force, windows need not be over, and days need only to have ended.
+func Plan(metas []block.Meta, now time.Time, c Config, force bool) []Job {
+	listed := make([]block.Listed, 0, len(metas))
+	for _, m := range metas {
+		listed = append(listed, block.Listed{Meta: m})
+	}
+	return plan(listed, now, c, force, nil)
+}
+
+// plan is Plan with marked blocks, which take part in nothing but still replace what they replace, and with blocks that are
+// held back: they are no inputs, but are in the way of others.
+func plan(listed []block.Listed, now time.Time, c Config, force bool, held func(*block.Meta) bool) []Job {
+	if held == nil {
+		held = func(*block.Meta) bool { return false }
+	}
+	p := &planner{now: now.UnixMilli(), config: c, force: force, held: held}
+	byWriter := map[string][]block.Meta{}
+	for _, m := range visible(listed) {
+		key := writer(&m)
+		byWriter[key] = append(byWriter[key], m)
+	}
+	writers := make([]string, 0, len(byWriter))
+	for key := range byWriter {
+		writers = append(writers, key)
+	}
+	slices.Sort(writers)
+	var jobs []Job
+	for _, key := range writers {
+		jobs = append(jobs, p.writer(byWriter[key])...)
+	}
+	return jobs
+}
+
+// visible returns the blocks of ours which neither a job replaced nor somebody marked for deletion.
+func visible(listed []block.Listed) []block.Meta {
+	metas := make([]block.Meta, 0, len(listed))
+	marked := map[ulid.ULID]bool{}
+	for _, l := range listed {
+		metas = append(metas, l.Meta)
+		marked[l.Meta.ULID] = l.DeletionMark != nil
+	}
+	return slices.DeleteFunc(block.Visible(metas), func(m block.Meta) bool {
+		return !ours(&m) || marked[m.ULID]
+	})
+}
+
+// ours says whether jobs may touch the block: its generations must be known, and its samples be raw.
+func ours(m *block.Meta) bool { return m.Own() && m.Thanos.Downsample.Resolution == 0 }
+
+func writer(m *block.Meta) string { return m.ExternalLabels().String() }
+
+// gapless says whether inputs may be merged: no block of all which is not an input itself and overlaps one of them in time
+// stands between them in precedence. Merged, the inputs take the place of the highest one; a block in between would lose
+// against the samples of those below it, or win against those above it. A block that was merged from some of the inputs and
+// from nothing else is not in the way, since they hold all of its samples.
+func gapless(inputs, all []block.Meta) bool {
+	lowest, highest := inputs[0], inputs[0]
+	taken := ids(inputs)
+	for _, m := range inputs {
+		if block.Compare(m, lowest) < 0 {
+			lowest = m
+		}
+		if block.Compare(m, highest) > 0 {
+			highest = m
+		}
+	}
+	return !slices.ContainsFunc(all, func(b block.Meta) bool {
+		return !taken[b.ULID] && block.Compare(lowest, b) < 0 && block.Compare(b, highest) < 0 &&
+			overlapsAny(&b, inputs) && !mergedFrom(&b, taken)
+	})
+}
+
+// mergedFrom says whether every block that m was merged from is among ids.
+func mergedFrom(m *block.Meta, ids map[ulid.ULID]bool) bool {
+	return len(m.Compaction.Parents) > 0 && !slices.ContainsFunc(m.Compaction.Parents, func(p tsdb.BlockDesc) bool { return !ids[p.ULID] })
+}
+
+func ids(metas []block.Meta) map[ulid.ULID]bool {
+	set := make(map[ulid.ULID]bool, len(metas))
+	for _, m := range metas {
+		set[m.ULID] = true
+	}
+	return set
+}
+
+func overlapsAny(b *block.Meta, metas []block.Meta) bool {
+	return slices.ContainsFunc(metas, func(m block.Meta) bool { return m.MinTime < b.MaxTime && b.MinTime < m.MaxTime })
+}
+
+type planner struct {
+	now    int64
+	config Config
+	force  bool
+	held   func(*block.Meta) bool
+}
+
+// writer plans the jobs of one writer from its visible blocks.
+func (p *planner) writer(metas []block.Meta) []Job {
+	slices.SortFunc(metas, block.Compare)
+	settled, leftovers := split(metas)
+	settled = slices.DeleteFunc(settled, func(m block.Meta) bool { return expired(&m, p.now, p.config.Retention) || p.held(&m) })
+
+	jobs := p.level0(settled, metas)
+	var busy []block.Meta // what overlaps these is planned when they are done
+	for _, j := range jobs {
+		busy = append(busy, j.Inputs...)
+	}
+	days, windows := p.groups(settled, busy)
+	for _, g := range windows {
+		jobs = append(jobs, p.merge(MergeWindow, g, metas)...)
+	}
+	for _, g := range days {
+		jobs = append(jobs, p.merge(CompactDay, g, metas)...)
+	}
+	for i := range jobs {
+		jobs[i].Leftovers = leftoversOf(&jobs[i], leftovers)
+	}
+	return jobs
+}
+
+// split sets the outputs of jobs that are not committed apart: blocks that were merged from one that is still visible.
+func split(metas []block.Meta) (settled, leftovers []block.Meta) {
+	seen := ids(metas)
+	for _, m := range metas {
+		if slices.ContainsFunc(m.Compaction.Parents, func(p tsdb.BlockDesc) bool { return seen[p.ULID] }) {
+			leftovers = append(leftovers, m)
+		} else {
+			settled = append(settled, m)
+		}
+	}
+	return settled, leftovers
+}
+
+// leftoversOf finds the leftovers whose samples are all in inputs of j, and which are not outputs of an earlier attempt at
+// j. Those with a parent elsewhere must stay, even if that was replaced: what replaced it may be a leftover in the eyes of
+// a job that another runner is doing now, and if each hid the other's output, samples would be lost. They become ordinary
+// inputs when their last parent has gone.
+func leftoversOf(j *Job, leftovers []block.Meta) []block.Meta {
+	inputs := ids(j.Inputs)
+	var out []block.Meta
+	for _, m := range leftovers {
+		w := windowAt(m.MinTime, j.Width)
+		if mergedFrom(&m, inputs) && m.ULID != j.outputID(w, j.contributors(w), nil) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// expired says whether all samples of m have reached the end of retention, so that m waits for its deletion mark.
+func expired(m *block.Meta, now int64, retention time.Duration) bool {
+	return retention > 0 && m.MaxTime <= now-retention.Milliseconds()
+}
+
+// level0 plans the compaction of due level-0 blocks: everything up to the newest due generation, so that nothing is left
+// between them.
+func (p *planner) level0(settled, visible []block.Meta) []Job {
+	boundary := windowAt(p.now-p.config.Delay.Milliseconds(), windowMillis).min
+	var newest uint64
+	due := false
+	for _, m := range settled {
+		_, gen := m.Generations()
+		if m.Level() == 0 && (p.force || int64(m.ULID.Time()) < boundary) {
+			newest, due = max(newest, gen), true
+		}
+	}
+	if !due {
+		return nil
+	}
+	var inputs []block.Meta
+	for _, m := range settled {
+		if _, gen := m.Generations(); m.Level() == 0 && gen <= newest {
+			inputs = append(inputs, m)
+		}
+	}
+	var jobs []Job
+	for _, run := range runs(inputs, visible, p.config.MaxInputs) {
+		jobs = append(jobs, newJob(CompactLevel0, run))
+	}
+	return jobs
+}
+
+// groups gathers the blocks of levels 1 and 2 by the day in which they lie, if it is over, else those of level 1 by their
+// window. Where a block of busy is about to add something, the group waits for it.
+func (p *planner) groups(settled, busy []block.Meta) (days, windows [][]block.Meta) {
+	byDay, byWindow := map[window][]block.Meta{}, map[window][]block.Meta{}
+	for _, m := range settled {
+		if m.Level() < 1 || m.Level() > 2 {
+			continue
+		}
+		day, win := windowAt(m.MinTime, dayMillis), windowAt(m.MinTime, windowMillis)
+		switch {
+		case day.holds(&m) && p.over(day, p.force):
+			byDay[day] = append(byDay[day], m)
+		case m.Level() == 1 && win.holds(&m) && (p.force || p.over(win, false)):
+			byWindow[win] = append(byWindow[win], m)
+		}
+	}
+	return idle(byDay, busy), idle(byWindow, busy)
+}
+
+// over says whether w ended, long enough ago or, at once, at all.
+func (p *planner) over(w window, atOnce bool) bool {
+	if atOnce {
+		return w.max <= p.now
+	}
+	return w.max <= p.now-p.config.Delay.Milliseconds()
+}
+
+// idle returns the groups whose window no block of busy overlaps, in order of time.
+func idle(groups map[window][]block.Meta, busy []block.Meta) [][]block.Meta {
+	var windows []window
+	for w := range groups {
+		if !slices.ContainsFunc(busy, func(b block.Meta) bool { return w.overlaps(&b) }) {
+			windows = append(windows, w)
+		}
+	}
+	slices.SortFunc(windows, func(a, b window) int { return cmp.Compare(a.min, b.min) })
+	out := make([][]block.Meta, 0, len(windows))
+	for _, w := range windows {
+		out = append(out, groups[w])
+	}
+	return out
+}
+
+// merge plans one block for each gapless run of group that is worth it: of two blocks or more, or to lift a block of level 1
+// to its day.
+func (p *planner) merge(kind Kind, group, visible []block.Meta) []Job {
+	if len(group) == 1 && (kind != CompactDay || group[0].Level() != 1) {
+		return nil
+	}
+	var near []block.Meta
+	for _, b := range visible {
+		if overlapsAny(&b, group) {
+			near = append(near, b)
+		}
+	}
+	var jobs []Job
+	for _, run := range runs(group, near, p.config.MaxInputs) {
+		if len(run) > 1 || kind == CompactDay && run[0].Level() == 1 {
+			jobs = append(jobs, newJob(kind, run))
+		}
+	}
+	return jobs
+}
+
+// runs divides inputs, which are in order of precedence, into gapless runs of at most limit blocks.
+func runs(inputs, all []block.Meta, limit int) [][]block.Meta {
+	var out [][]block.Meta
+	for len(inputs) > 0 {
+		n := min(limit, len(inputs))
+		if !gapless(inputs[:n], all) {
+			n = 1
+			for n < len(inputs) && gapless(inputs[:n+1], all) {
+				n++
+			}
+		}
+		out = append(out, inputs[:n])
+		inputs = inputs[n:]
+	}
+	return out
+}
