@@ -1,0 +1,118 @@
+import React, { useState } from 'react';
+import { render, screen, within } from '@testing-library/react';
+import userEvent from '@testing-library/user-event';
+import { config } from '@grafana/runtime';
+
+import { settings } from '../testing';
+import { ConfigEditor } from './ConfigEditor';
+import { isDuration } from './QuerySettings';
+
+beforeAll(() => {
+  config.appUrl = 'https://grafana.example.org/sub/';
+});
+
+describe('ConfigEditor', () => {
+  it('says where to send samples while the engine is in the plugin, which is the default', () => {
+    setup();
+
+    expect(screen.getByRole('radio', { name: 'In this plugin' })).toBeChecked();
+    expect(screen.getByLabelText("Send samples to the engine's own listener")).toHaveTextContent(
+      'url: http://127.0.0.1:9393/api/v1/write'
+    );
+    expect(screen.getByLabelText('Or send them through Grafana')).toHaveTextContent(
+      'url: https://grafana.example.org/sub/api/datasources/uid/millrace/resources/api/v1/write'
+    );
+    expect(screen.queryByText('Server URL')).not.toBeInTheDocument();
+  });
+
+  it('asks for the address and the credentials of a server', async () => {
+    const { last } = setup();
+
+    await userEvent.click(screen.getByRole('radio', { name: 'In a server' }));
+    await userEvent.type(screen.getByPlaceholderText('http://millrace:9393'), 'http://m:1');
+
+    expect(last().url).toBe('http://m:1');
+    expect(screen.getByText('Authentication')).toBeInTheDocument();
+    expect(screen.queryByLabelText('Or send them through Grafana')).not.toBeInTheDocument();
+  });
+
+  it('forgets the address when the engine goes back into the plugin, and finds it again', async () => {
+    const { last } = setup({ url: 'http://millrace:9393' });
+    expect(screen.getByRole('radio', { name: 'In a server' })).toBeChecked();
+
+    await userEvent.click(screen.getByRole('radio', { name: 'In this plugin' }));
+    expect(last().url).toBe('');
+
+    await userEvent.click(screen.getByRole('radio', { name: 'In a server' }));
+    expect(last().url).toBe('http://millrace:9393');
+  });
+
+  it.each([
+    ['Scrape interval', 'timeInterval' as const],
+    ['Query timeout', 'queryTimeout' as const],
+  ])('stores the %s and says when it is no duration', async (label, key) => {
+    const { last } = setup();
+    const field = screen.getByLabelText(new RegExp(`^${label}`));
+
+    await userEvent.type(field, '30');
+    expect(screen.getByRole('alert')).toHaveTextContent('A duration is written like 15s or 1m30s');
+
+    await userEvent.type(field, 's');
+    expect(screen.queryByRole('alert')).not.toBeInTheDocument();
+    expect(last().jsonData[key]).toBe('30s');
+
+    await userEvent.clear(field);
+    expect(last().jsonData[key]).toBeUndefined();
+  });
+
+  it('shows POST as the method unless another is set', () => {
+    setup();
+    expect(screen.getByLabelText(/^HTTP method/)).toHaveValue('POST');
+  });
+
+  it('cannot be changed where it is provisioned', () => {
+    setup({ readOnly: true });
+
+    for (const radio of within(screen.getByRole('radiogroup')).getAllByRole('radio')) {
+      expect(radio).toBeDisabled();
+    }
+    expect(screen.getByLabelText(/^Scrape interval/)).toBeDisabled();
+  });
+});
+
+test.each([
+  ['15s', true],
+  ['1m30s', true],
+  ['100ms', true],
+  ['1y2w3d', true],
+  ['$__interval', true],
+  ['${interval}', true],
+  ['', false],
+  ['15', false],
+  ['1.5m', false],
+  ['30s1m', false],
+  ['-1m', false],
+  ['15s ', false],
+])('isDuration(%j) is %s', (value, want) => {
+  expect(isDuration(value)).toBe(want);
+});
+
+function setup(change = {}) {
+  const states = [settings(change)];
+  const last = () => states[states.length - 1];
+
+  function Host() {
+    const [options, setOptions] = useState(last());
+    return (
+      <ConfigEditor
+        options={options}
+        onOptionsChange={(next) => {
+          states.push(next);
+          setOptions(next);
+        }}
+      />
+    );
+  }
+  render(<Host />);
+  return { last };
+}

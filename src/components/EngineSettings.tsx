@@ -1,0 +1,97 @@
+import React, { useId, useRef, useState } from 'react';
+import { SelectableValue } from '@grafana/data';
+import {
+  AdvancedHttpSettings,
+  Auth,
+  AuthMethod,
+  ConfigSection,
+  ConnectionSettings,
+  convertLegacyAuthProps,
+} from '@grafana/plugin-ui';
+import { Field, RadioButtonGroup, SecureSocksProxySettings, Stack } from '@grafana/ui';
+import { config } from '@grafana/runtime';
+
+import { Props } from './ConfigEditor';
+import { RemoteWriteHelp } from './RemoteWriteHelp';
+
+type Engine = 'embedded' | 'remote';
+
+const ENGINES: Array<SelectableValue<Engine>> = [
+  { value: 'embedded', label: 'In this plugin', description: 'Grafana itself keeps the samples' },
+  { value: 'remote', label: 'In a server', description: 'A `millrace serve` elsewhere keeps them' },
+];
+
+/**
+ * Where the engine runs. The URL alone decides, and it is what the back end goes by: none means inside the plugin. The
+ * choice is kept here as well, because "in a server" is chosen before there is a URL.
+ */
+export function EngineSettings(props: Props) {
+  const { options, onOptionsChange } = props;
+  const id = useId();
+  const [engine, setEngine] = useState<Engine>(options.url ? 'remote' : 'embedded');
+  const lastUrl = useRef(options.url);
+
+  const onEngineChange = (next: Engine) => {
+    setEngine(next);
+    if (next === 'embedded') {
+      lastUrl.current = options.url;
+      onOptionsChange({ ...options, url: '' });
+    } else if (lastUrl.current) {
+      onOptionsChange({ ...options, url: lastUrl.current });
+    }
+  };
+
+  return (
+    <ConfigSection title="Engine">
+      <Field
+        label="Where the engine runs"
+        description="Inside the plugin it starts and stops with Grafana. Several Grafana instances share one server instead."
+        disabled={options.readOnly}
+        htmlFor={id}
+        noMargin
+      >
+        <RadioButtonGroup
+          id={id}
+          aria-label="Where the engine runs"
+          options={ENGINES}
+          value={engine}
+          onChange={onEngineChange}
+          disabled={options.readOnly}
+        />
+      </Field>
+      {engine === 'embedded' ? <RemoteWriteHelp uid={options.uid} /> : <RemoteSettings {...props} />}
+    </ConfigSection>
+  );
+}
+
+function RemoteSettings({ options, onOptionsChange }: Props) {
+  const auth = convertLegacyAuthProps({ config: options, onChange: onOptionsChange });
+
+  return (
+    <Stack direction="column" gap={2}>
+      <ConnectionSettings
+        config={options}
+        onChange={onOptionsChange}
+        urlLabel="Server URL"
+        urlPlaceholder="http://millrace:9393"
+        urlTooltip="Address of a millrace serve, as Grafana's server reaches it"
+      />
+      <Auth
+        {...auth}
+        visibleMethods={[AuthMethod.NoAuth, AuthMethod.BasicAuth, AuthMethod.OAuthForward]}
+        onAuthMethodSelect={(method) =>
+          onOptionsChange({
+            ...options,
+            basicAuth: method === AuthMethod.BasicAuth,
+            withCredentials: false,
+            jsonData: { ...options.jsonData, oauthPassThru: method === AuthMethod.OAuthForward },
+          })
+        }
+      />
+      <AdvancedHttpSettings config={options} onChange={onOptionsChange} />
+      {config.secureSocksDSProxyEnabled && (
+        <SecureSocksProxySettings options={options} onOptionsChange={onOptionsChange} />
+      )}
+    </Stack>
+  );
+}

@@ -1,0 +1,119 @@
+import React, { useId } from 'react';
+import { Combobox, ComboboxOption, Field, Input, Stack } from '@grafana/ui';
+
+import { MillraceOptions } from '../types';
+import { Props } from './ConfigEditor';
+
+type Editor = NonNullable<MillraceOptions['defaultEditor']>;
+
+const METHODS: Array<ComboboxOption<'POST' | 'GET'>> = [
+  { value: 'POST', label: 'POST', description: 'Expressions may be of any length' },
+  { value: 'GET', label: 'GET', description: 'For a proxy in between that caches, or refuses POST' },
+];
+
+/** A duration as Prometheus writes it (`1m30s`), or one of Grafana's variables. */
+const DURATION = /^(\$\w+|\$\{\w+\}|(?=\d)(\d+y)?(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?)$/;
+
+export function QuerySettings({ options, onOptionsChange }: Props) {
+  const id = useId();
+  const { jsonData, readOnly } = options;
+  const set = (change: Partial<MillraceOptions>) =>
+    onOptionsChange({ ...options, jsonData: { ...jsonData, ...change } });
+
+  return (
+    <Stack direction="column" gap={2}>
+      <DurationField
+        id={`${id}-interval`}
+        label="Scrape interval"
+        description="How often samples arrive, usually. No panel asks for a finer step, and $__rate_interval covers four of them."
+        placeholder="15s"
+        value={jsonData.timeInterval}
+        onChange={(timeInterval) => set({ timeInterval })}
+        disabled={readOnly}
+      />
+      <DurationField
+        id={`${id}-timeout`}
+        label="Query timeout"
+        description="A query that takes longer is ended. The engine's own limit (--query.timeout) counts too."
+        placeholder="2m"
+        value={jsonData.queryTimeout}
+        onChange={(queryTimeout) => set({ queryTimeout })}
+        disabled={readOnly}
+      />
+      <Field
+        label="HTTP method"
+        description="How labels, series and, in a server, queries are asked for."
+        disabled={readOnly}
+        htmlFor={`${id}-method`}
+        noMargin
+      >
+        <Combobox
+          id={`${id}-method`}
+          options={METHODS}
+          value={jsonData.httpMethod === 'GET' ? 'GET' : 'POST'}
+          onChange={(option) => set({ httpMethod: option.value })}
+          width={40}
+        />
+      </Field>
+      <Field
+        label="Default editor"
+        description="What an empty query opens with."
+        disabled={readOnly}
+        htmlFor={`${id}-editor`}
+        noMargin
+      >
+        <Combobox
+          id={`${id}-editor`}
+          options={EDITORS}
+          value={jsonData.defaultEditor ?? EDITORS[0].value}
+          onChange={(option) => set({ defaultEditor: option.value })}
+          width={40}
+        />
+      </Field>
+    </Stack>
+  );
+}
+
+// The enum behind these is exported by the library as a type only.
+const EDITORS: Array<ComboboxOption<Editor>> = (['builder', 'code'] as Editor[]).map((value) => ({
+  value,
+  label: value === 'code' ? 'Code' : 'Builder',
+}));
+
+interface DurationFieldProps {
+  id: string;
+  label: string;
+  description: string;
+  placeholder: string;
+  value?: string;
+  onChange: (value: string | undefined) => void;
+  disabled?: boolean;
+}
+
+function DurationField({ id, label, description, placeholder, value, onChange, disabled }: DurationFieldProps) {
+  const invalid = Boolean(value) && !isDuration(value!);
+  return (
+    <Field
+      label={label}
+      description={description}
+      invalid={invalid}
+      error="A duration is written like 15s or 1m30s"
+      disabled={disabled}
+      htmlFor={id}
+      noMargin
+    >
+      <Input
+        id={id}
+        width={40}
+        placeholder={placeholder}
+        spellCheck={false}
+        value={value ?? ''}
+        onChange={(event) => onChange(event.currentTarget.value.trim() || undefined)}
+      />
+    </Field>
+  );
+}
+
+export function isDuration(value: string): boolean {
+  return DURATION.test(value);
+}
