@@ -10,8 +10,12 @@ export interface MillraceQuery extends PromQuery {
   layer?: Layer;
 }
 
-/** An empty URL in the datasource's settings means the engine inside the plugin; any other, a `millrace serve`. */
-export type MillraceOptions = PromOptions;
+export type Mode = 'embedded' | 'remote';
+
+export interface MillraceOptions extends PromOptions {
+  /** Embedded is the engine inside the plugin, remote a `millrace serve` at the URL. Where it is absent, the URL decides. */
+  mode?: Mode;
+}
 
 export interface MillraceSecureOptions {
   basicAuthPassword?: string;

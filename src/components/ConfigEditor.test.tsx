@@ -31,20 +31,22 @@ describe('ConfigEditor', () => {
     await userEvent.click(screen.getByRole('radio', { name: 'In a server' }));
     await userEvent.type(screen.getByPlaceholderText('http://millrace:9393'), 'http://m:1');
 
-    expect(last().url).toBe('http://m:1');
+    expect(last()).toMatchObject({ url: 'http://m:1', jsonData: { mode: 'remote' } });
     expect(screen.getByText('Authentication')).toBeInTheDocument();
     expect(screen.queryByLabelText('Or send them through Grafana')).not.toBeInTheDocument();
   });
 
-  it('forgets the address when the engine goes back into the plugin, and finds it again', async () => {
+  it('goes by the URL where nothing else is said, and keeps it when the engine goes into the plugin', async () => {
     const { last } = setup({ url: 'http://millrace:9393' });
     expect(screen.getByRole('radio', { name: 'In a server' })).toBeChecked();
 
     await userEvent.click(screen.getByRole('radio', { name: 'In this plugin' }));
-    expect(last().url).toBe('');
+    expect(last()).toMatchObject({ url: 'http://millrace:9393', jsonData: { mode: 'embedded' } });
+    expect(screen.queryByText('Authentication')).not.toBeInTheDocument();
 
     await userEvent.click(screen.getByRole('radio', { name: 'In a server' }));
-    expect(last().url).toBe('http://millrace:9393');
+    expect(last().jsonData.mode).toBe('remote');
+    expect(screen.getByPlaceholderText('http://millrace:9393')).toHaveValue('http://millrace:9393');
   });
 
   it.each([
@@ -84,9 +86,11 @@ test.each([
   ['15s', true],
   ['1m30s', true],
   ['100ms', true],
-  ['1y2w3d', true],
-  ['$__interval', true],
-  ['${interval}', true],
+  ['2w', true],
+  ['1y', true],
+  ['1y2w', false],
+  ['$__interval', false],
+  ['0s', false],
   ['', false],
   ['15', false],
   ['1.5m', false],

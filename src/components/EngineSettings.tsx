@@ -1,4 +1,4 @@
-import React, { useId, useRef, useState } from 'react';
+import React, { useId } from 'react';
 import { SelectableValue } from '@grafana/data';
 import {
   AdvancedHttpSettings,
@@ -11,35 +11,19 @@ import {
 import { Field, RadioButtonGroup, SecureSocksProxySettings, Stack } from '@grafana/ui';
 import { config } from '@grafana/runtime';
 
+import { Mode } from '../types';
 import { Props } from './ConfigEditor';
 import { RemoteWriteHelp } from './RemoteWriteHelp';
 
-type Engine = 'embedded' | 'remote';
-
-const ENGINES: Array<SelectableValue<Engine>> = [
+const MODES: Array<SelectableValue<Mode>> = [
   { value: 'embedded', label: 'In this plugin', description: 'Grafana itself keeps the samples' },
   { value: 'remote', label: 'In a server', description: 'A `millrace serve` elsewhere keeps them' },
 ];
 
-/**
- * Where the engine runs. The URL alone decides, and it is what the back end goes by: none means inside the plugin. The
- * choice is kept here as well, because "in a server" is chosen before there is a URL.
- */
 export function EngineSettings(props: Props) {
   const { options, onOptionsChange } = props;
   const id = useId();
-  const [engine, setEngine] = useState<Engine>(options.url ? 'remote' : 'embedded');
-  const lastUrl = useRef(options.url);
-
-  const onEngineChange = (next: Engine) => {
-    setEngine(next);
-    if (next === 'embedded') {
-      lastUrl.current = options.url;
-      onOptionsChange({ ...options, url: '' });
-    } else if (lastUrl.current) {
-      onOptionsChange({ ...options, url: lastUrl.current });
-    }
-  };
+  const mode = options.jsonData.mode ?? (options.url ? 'remote' : 'embedded');
 
   return (
     <ConfigSection title="Engine">
@@ -53,13 +37,13 @@ export function EngineSettings(props: Props) {
         <RadioButtonGroup
           id={id}
           aria-label="Where the engine runs"
-          options={ENGINES}
-          value={engine}
-          onChange={onEngineChange}
+          options={MODES}
+          value={mode}
+          onChange={(mode) => onOptionsChange({ ...options, jsonData: { ...options.jsonData, mode } })}
           disabled={options.readOnly}
         />
       </Field>
-      {engine === 'embedded' ? <RemoteWriteHelp uid={options.uid} /> : <RemoteSettings {...props} />}
+      {mode === 'embedded' ? <RemoteWriteHelp uid={options.uid} /> : <RemoteSettings {...props} />}
     </ConfigSection>
   );
 }

@@ -11,8 +11,8 @@ const METHODS: Array<ComboboxOption<'POST' | 'GET'>> = [
   { value: 'GET', label: 'GET', description: 'For a proxy in between that caches, or refuses POST' },
 ];
 
-/** A duration as Prometheus writes it (`1m30s`), or one of Grafana's variables. */
-const DURATION = /^(\$\w+|\$\{\w+\}|(?=\d)(\d+y)?(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?)$/;
+/** A duration as the back end reads it: one of the long units alone, or shorter ones from long to short. */
+const DURATION = /^(\d+[dwy]|(?=\d)(\d+h)?(\d+m)?(\d+s)?(\d+ms)?)$/;
 
 export function QuerySettings({ options, onOptionsChange }: Props) {
   const id = useId();
@@ -115,5 +115,5 @@ function DurationField({ id, label, description, placeholder, value, onChange, d
 }
 
 export function isDuration(value: string): boolean {
-  return DURATION.test(value);
+  return DURATION.test(value) && /[1-9]/.test(value);
 }
