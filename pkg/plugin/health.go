@@ -1,0 +1,200 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/grafana/grafana-plugin-sdk-go/backend"
+)
+
+// healthReport is what a health check found, as JSON details for the front end.
+type healthReport struct {
+	Mode        string  `json:"mode"`
+	Phase       string  `json:"phase"`
+	Progress    string  `json:"progress,omitempty"`
+	Application string  `json:"application,omitempty"` // of a server
+	Version     string  `json:"version,omitempty"`
+	Layers      *layers `json:"layers,omitempty"` // nil where the server is not a Millrace
+
+	problem error // what is wrong with an engine that works
+}
+
+// layers are the parts of the answer to api/v1/layers that a health check sums up. Unknown fields are left alone, so that a
+// datasource and a server need not be of one version.
+type layers struct {
+	Generations []generation `json:"generations"`
+	Blocks      []block      `json:"blocks"`
+	Bucket      *bucket      `json:"bucket,omitempty"`
+}
+
+type generation struct {
+	State   string `json:"state"`
+	Series  int64  `json:"series"`
+	Samples int64  `json:"samples"`
+	MinTime int64  `json:"minTime"` // milliseconds
+	MaxTime int64  `json:"maxTime"`
+}
+
+type block struct {
+	Level   int    `json:"level"`
+	Series  int64  `json:"series"`
+	Samples int64  `json:"samples"`
+	MinTime int64  `json:"minTime"` // milliseconds
+	MaxTime int64  `json:"maxTime"`
+	Where   string `json:"where,omitempty"`
+}
+
+type bucket struct {
+	Reachable bool   `json:"reachable"`
+	Error     string `json:"error,omitempty"`
+}
+
+// maxLayersBody bounds how much of the answer to api/v1/layers is read, in bytes.
+const maxLayersBody = 64 << 20
+
+// readLayers asks an HTTP API for its layers. The answer may stand alone or below "data".
+func readLayers(ctx context.Context, api http.Handler) (*layers, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "/api/v1/layers", http.NoBody)
+	if err != nil {
+		return nil, fmt.Errorf("ask for the layers: %w", err)
+	}
+	rec := newRecorder()
+	api.ServeHTTP(rec, r)
+	if rec.status != http.StatusOK {
+		return nil, remoteError(rec.status, &rec.body)
+	}
+	if rec.body.Len() > maxLayersBody {
+		return nil, newError(http.StatusBadGateway, backend.ErrorSourceDownstream, "read the layers: the answer is larger than %s", sizeText(maxLayersBody))
+	}
+	var wrapped struct {
+		layers
+		Data *layers `json:"data"`
+	}
+	if err := json.Unmarshal(rec.body.Bytes(), &wrapped); err != nil {
+		return nil, newError(http.StatusBadGateway, backend.ErrorSourceDownstream, "read the layers: %w", err)
+	}
+	if wrapped.Data != nil {
+		return wrapped.Data, nil
+	}
+	return &wrapped.layers, nil
+}
+
+// newest is the time of the newest sample, in milliseconds; ok is false when there is none.
+func (l *layers) newest() (t int64, ok bool) {
+	for _, g := range l.Generations {
+		if g.Samples > 0 && (!ok || g.MaxTime > t) {
+			t, ok = g.MaxTime, true
+		}
+	}
+	for _, b := range l.Blocks {
+		if !ok || b.MaxTime > t {
+			t, ok = b.MaxTime, true
+		}
+	}
+	return t, ok
+}
+
+// series is how many series the busiest part holds: parts overlap, so that there are at least so many.
+func (l *layers) series() int64 {
+	var most int64
+	for _, g := range l.Generations {
+		most = max(most, g.Series)
+	}
+	for _, b := range l.Blocks {
+		most = max(most, b.Series)
+	}
+	return most
+}
+
+// CheckHealth implements backend.CheckHealthHandler. It says what it found, not only whether that is well.
+func (d *datasource) CheckHealth(ctx context.Context, req *backend.CheckHealthRequest) (*backend.CheckHealthResult, error) {
+	if err := d.orgs.check(req.PluginContext.OrgID); err != nil {
+		return unhealthy(healthReport{Mode: d.settings.Mode}, err)
+	}
+	report, err := d.api.health(ctx)
+	if err != nil {
+		return unhealthy(report, err)
+	}
+	text := report.summary(time.Now())
+	if report.problem != nil {
+		return unhealthy(report, fmt.Errorf("%s But: %w", text, report.problem))
+	}
+	if l := report.Layers; l != nil && l.Bucket != nil && !l.Bucket.Reachable {
+		return unhealthy(report, fmt.Errorf("%s But the bucket cannot be reached: %s", text, l.Bucket.Error))
+	}
+	return healthResult(backend.HealthStatusOk, text, report)
+}
+
+func unhealthy(r healthReport, err error) (*backend.CheckHealthResult, error) {
+	return healthResult(backend.HealthStatusError, capitalize(err.Error()), r)
+}
+
+func healthResult(s backend.HealthStatus, text string, r healthReport) (*backend.CheckHealthResult, error) {
+	details, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("write the health report: %w", err)
+	}
+	return &backend.CheckHealthResult{Status: s, Message: text, JSONDetails: details}, nil
+}
+
+// summary is one line for people.
+func (r healthReport) summary(now time.Time) string {
+	what := "The engine is " + r.Phase
+	if r.Mode == modeRemote {
+		what = strings.TrimSpace("The server answers: " + strings.TrimSpace(r.Application+" "+r.Version))
+	}
+	l := r.Layers
+	if l == nil {
+		return what + ". It is not a Millrace: there are no layers to choose from."
+	}
+	levels := map[int]int{}
+	for _, b := range l.Blocks {
+		levels[b.Level]++
+	}
+	parts := []string{what, fmt.Sprintf("speed layer: %d generations", len(l.Generations)), "batch layer: " + blocksText(levels)}
+	if n := l.series(); n > 0 {
+		parts = append(parts, fmt.Sprintf("at least %d series", n))
+	}
+	if t, ok := l.newest(); ok {
+		parts = append(parts, "newest sample "+ageText(now.Sub(time.UnixMilli(t))))
+	} else {
+		parts = append(parts, "no samples yet")
+	}
+	if l.Bucket != nil && l.Bucket.Reachable {
+		parts = append(parts, "bucket reachable")
+	}
+	return strings.Join(parts, "; ") + "."
+}
+
+func blocksText(levels map[int]int) string {
+	total := 0
+	var parts []string
+	for level := range 16 {
+		if n := levels[level]; n > 0 {
+			total += n
+			parts = append(parts, fmt.Sprintf("%d of level %d", n, level))
+		}
+	}
+	if total == 0 {
+		return "no blocks"
+	}
+	return fmt.Sprintf("%d blocks (%s)", total, strings.Join(parts, ", "))
+}
+
+func ageText(age time.Duration) string {
+	if age < 0 {
+		return (-age).Round(time.Second).String() + " ahead of the clock"
+	}
+	return age.Round(time.Second).String() + " old"
+}
+
+func capitalize(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
+}
