@@ -1,0 +1,414 @@
+package ingest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"unsafe"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/golang/snappy"
+	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/model/labels"
+)
+
+// Sizes of the arenas' elements in bytes.
+const (
+	seriesSize    = int(unsafe.Sizeof(Series{}))
+	metadataSize  = int(unsafe.Sizeof(Metadata{}))
+	floatSize     = int(unsafe.Sizeof(Float{}))
+	histogramSize = int(unsafe.Sizeof(Histogram{}))
+	exemplarSize  = int(unsafe.Sizeof(Exemplar{}))
+	intSize       = int(unsafe.Sizeof(histogram.Histogram{}))
+	fltSize       = int(unsafe.Sizeof(histogram.FloatHistogram{}))
+)
+
+// Bounds of the format. A request beyond them is refused as a whole, so nothing
+// in the log is beyond them either, whatever the limits were.
+const (
+	maxSize         = 1 << 30 // of a body, before and after decompression, in bytes
+	maxSeriesLabels = 1 << 16 // labels of one series or exemplar
+	maxBuckets      = 1 << 20 // spans, buckets or bounds on one side of a histogram
+	// maxExpansion is how much larger than the decompressed request its decoded
+	// form may become: two bytes can announce a series, and a symbol can be
+	// named by thousands of series. Real requests stay below 8 at twelve labels a
+	// series, one sample each (2.0), and below 2 (1.0).
+	maxExpansion = 8
+)
+
+var (
+	errSnappy   = errors.New("corrupt snappy block")
+	errTooLarge = errors.New("too large when decoded")
+)
+
+// decoder decodes one request into a batch. Its fields are scratch that is kept
+// in a pool.
+//
+// Items are numbered (ordinals) in the order in which they are completed: a v1
+// metadata entry is one item; a series is one, followed by its floats,
+// histograms and exemplars, in this order. With judge (a request that arrives)
+// the decoder asks it about every item and notes what it refused in rejected;
+// without (a record from the log) it drops what rejected says.
+type decoder struct {
+	b        *Batch
+	judge    *judge
+	rejected Rejected
+	cursor   int    // next entry of rejected, on replay
+	next     uint32 // next ordinal
+	budget   int64  // bytes that the arenas may still take
+	v2       bool
+
+	known, foreign bool // fields of this protocol, of the other one, were seen
+
+	// The series that is being decoded.
+	pairs      []pair
+	refs       []uint32
+	floats     int // where its items begin
+	histograms int
+	exemplars  int
+	exReasons  []reason // of its exemplars
+
+	hist     histogramScratch
+	symbols  []symbol
+	families map[string]int
+	builder  labels.ScratchBuilder
+
+	verdict judge // what judge points to, if set
+}
+
+var decoderPool = sync.Pool{New: func() any {
+	return &decoder{families: map[string]int{}, builder: labels.NewScratchBuilder(8)}
+}}
+
+func (d *decoder) release() {
+	clear(d.pairs[:cap(d.pairs)])
+	if len(d.families) > 1<<12 {
+		d.families = map[string]int{} // clearing takes as long as the map is large
+	}
+	clear(d.families)
+	d.builder.Reset()
+	d.b, d.judge = nil, nil
+	d.hist.lastCustom = nil
+	d.verdict.messages = nil
+	if cap(d.symbols) <= maxPooled/8 && cap(d.pairs) <= 1<<12 && d.hist.footprint() <= maxPooled/8 {
+		decoderPool.Put(d)
+	}
+}
+
+// decompress fills the batch's body. No size is believed before it is checked:
+// not the one that the block claims, nor one that its bytes cannot hold.
+func (b *Batch) decompress(block []byte, limit int64) error {
+	n, err := snappy.DecodedLen(block)
+	if err != nil {
+		return fmt.Errorf("%w: no length at its start", errSnappy)
+	}
+	if int64(n) > limit {
+		return &sizeError{what: "decompressed", size: int64(n), limit: limit, flag: flagDecompressed}
+	}
+	// The densest element of the format makes 64 bytes of 3.
+	if n > 22*len(block)+64 {
+		return fmt.Errorf("%w: it claims %d bytes, more than its %d bytes can hold", errSnappy, n, len(block))
+	}
+	if cap(b.body) < n {
+		b.body = make([]byte, n+n/4)
+	}
+	if b.body, err = snappy.Decode(b.body[:cap(b.body)], block); err != nil {
+		return errSnappy
+	}
+	return nil
+}
+
+// run decodes the batch's body.
+func (d *decoder) run(p Protocol) error {
+	d.next, d.cursor = 0, 0
+	d.known, d.foreign = false, false
+	d.v2 = p == V2
+	var err error
+	if d.v2 {
+		err = d.requestV2(d.b.body)
+	} else {
+		err = d.requestV1(d.b.body)
+	}
+	if err != nil {
+		return err
+	}
+	if d.foreign && !d.known {
+		return errForeign
+	}
+	return nil
+}
+
+// errForeign: a body in the other protocol decodes to nothing, and a sender that
+// is told 204 would never learn that it loses everything.
+var errForeign = errors.New("the body is not of the protobuf message that Content-Type names; " +
+	"it looks like the other version of remote write")
+
+// spend takes n bytes from the budget and says whether they were there.
+func (d *decoder) spend(n int) bool {
+	d.budget -= int64(n)
+	return d.budget >= 0
+}
+
+func (d *decoder) openSeries() {
+	d.pairs = d.pairs[:0]
+	d.refs = d.refs[:0]
+	d.exReasons = d.exReasons[:0]
+	d.floats = len(d.b.floats)
+	d.histograms = len(d.b.histograms)
+	d.exemplars = len(d.b.exemplars)
+}
+
+func (d *decoder) addFloat(f Float) error {
+	if !d.spend(floatSize) {
+		return errTooLarge
+	}
+	d.b.floats = append(d.b.floats, f)
+	return nil
+}
+
+// closeSeries decides about the series whose labels are in d.pairs and whose
+// items stand at the arenas' ends, and adds what is left to the batch. key is
+// its labels' bytes on the wire if they may be canonical, else nil.
+func (d *decoder) closeSeries(key []byte, meta *Metadata) error {
+	b := d.b
+	base := d.next
+	floats, hists, exs := len(b.floats)-d.floats, len(b.histograms)-d.histograms, len(b.exemplars)-d.exemplars
+	d.next += uint32(1 + floats + hists + exs)
+
+	canonical, unique := d.sortLabels()
+	if d.refuseSeries(base, unique, meta != nil) {
+		d.truncate()
+		return nil
+	}
+	if floats+hists+exs > 0 {
+		if err := d.refuseItems(base); err != nil {
+			return err
+		}
+	}
+	var md Metadata
+	if meta != nil {
+		md = *meta
+		md.Family = familyName(metricName(d.pairs), md.Type)
+		if err := d.gather(md); err != nil {
+			return err
+		}
+	}
+	s := Series{
+		Floats:     b.floats[d.floats:len(b.floats):len(b.floats)],
+		Histograms: b.histograms[d.histograms:len(b.histograms):len(b.histograms)],
+		Exemplars:  b.exemplars[d.exemplars:len(b.exemplars):len(b.exemplars)],
+		Metadata:   md,
+	}
+	if len(s.Floats)+len(s.Histograms)+len(s.Exemplars) == 0 {
+		return nil
+	}
+	if key == nil || !canonical {
+		if key = d.buildKey(); key == nil {
+			return errTooLarge
+		}
+	}
+	if !d.spend(seriesSize) {
+		return errTooLarge
+	}
+	s.Key = key
+	s.Hash = xxhash.Sum64(key)
+	b.Series = append(b.Series, s)
+	b.written.Samples += len(s.Floats)
+	b.written.Histograms += len(s.Histograms)
+	b.written.Exemplars += len(s.Exemplars)
+	return nil
+}
+
+// sortLabels drops labels without a value and sorts the rest. canonical is false
+// if something had to be changed, unique if no name appears twice.
+func (d *decoder) sortLabels() (canonical, unique bool) {
+	canonical = true
+	kept := 0
+	for i := range d.pairs {
+		if len(d.pairs[i].value) == 0 {
+			canonical = false
+			continue
+		}
+		if kept != i {
+			d.pairs[kept] = d.pairs[i]
+		}
+		kept++
+	}
+	d.pairs = d.pairs[:kept]
+	sorted, unique := order(d.pairs)
+	if !sorted {
+		canonical = false
+		slices.SortStableFunc(d.pairs, func(a, b pair) int { return bytes.Compare(a.name, b.name) })
+		_, unique = order(d.pairs)
+	}
+	return canonical, unique
+}
+
+func order(pairs []pair) (sorted, unique bool) {
+	unique = true
+	for i := 1; i < len(pairs); i++ {
+		switch c := bytes.Compare(pairs[i-1].name, pairs[i].name); {
+		case c > 0:
+			return false, false
+		case c == 0:
+			unique = false
+		}
+	}
+	return true, unique
+}
+
+// refuseSeries says whether the whole series goes.
+func (d *decoder) refuseSeries(base uint32, unique, hasMeta bool) bool {
+	if d.judge == nil {
+		return d.replayed(base)
+	}
+	r, at := d.judge.labels(d.pairs, unique)
+	b := d.b
+	samples := len(b.floats) - d.floats + len(b.histograms) - d.histograms
+	exs := len(b.exemplars) - d.exemplars
+	if r == accepted && d.v2 && samples+exs == 0 && !hasMeta {
+		r = reasonNoSamples
+	}
+	if r == accepted {
+		return false
+	}
+	d.rejected = append(d.rejected, base)
+	d.judge.refuseSeries(r, at, d.pairs, samples, exs)
+	return true
+}
+
+// truncate takes the items of the series out of the arenas.
+func (d *decoder) truncate() {
+	b := d.b
+	b.floats = b.floats[:d.floats]
+	clear(b.histograms[d.histograms:])
+	b.histograms = b.histograms[:d.histograms]
+	clear(b.exemplars[d.exemplars:])
+	b.exemplars = b.exemplars[:d.exemplars]
+}
+
+// replayed says whether the ordinal is the next rejected one of the record.
+func (d *decoder) replayed(ordinal uint32) bool {
+	if d.cursor < len(d.rejected) && d.rejected[d.cursor] == ordinal {
+		d.cursor++
+		return true
+	}
+	return false
+}
+
+// refuseItems removes the refused items of an accepted series and brings the
+// histograms that stay to a schema that chunks can hold.
+func (d *decoder) refuseItems(base uint32) error {
+	b := d.b
+	from := len(d.rejected)
+	if d.judge != nil {
+		d.judgeItems(base)
+	} else {
+		from = d.cursor
+		for d.cursor < len(d.rejected) && d.rejected[d.cursor] < d.next {
+			d.cursor++
+		}
+	}
+	if gone := d.rejected[from:d.end()]; len(gone) > 0 {
+		ord := base + 1
+		b.floats, gone, ord = drop(b.floats, d.floats, gone, ord)
+		b.histograms, gone, ord = drop(b.histograms, d.histograms, gone, ord)
+		b.exemplars, _, _ = drop(b.exemplars, d.exemplars, gone, ord)
+	}
+	if d.judge != nil {
+		return nil
+	}
+	for _, h := range b.histograms[d.histograms:] {
+		if err := normalise(h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// end is the end of the rejected ordinals that are known so far.
+func (d *decoder) end() int {
+	if d.judge != nil {
+		return len(d.rejected)
+	}
+	return d.cursor
+}
+
+// judgeItems asks the judge about every item of the series at the arenas' ends.
+func (d *decoder) judgeItems(base uint32) {
+	b, j := d.b, d.judge
+	ord := base + 1
+	for _, f := range b.floats[d.floats:] {
+		if r := j.time(f.T); r != accepted {
+			d.rejected = append(d.rejected, ord)
+			j.refuseSample(r, d.pairs, f.T, nil)
+		}
+		ord++
+	}
+	for _, h := range b.histograms[d.histograms:] {
+		if r, err := j.histogram(h); r != accepted {
+			d.rejected = append(d.rejected, ord)
+			j.refuseSample(r, d.pairs, h.T, err)
+		}
+		ord++
+	}
+	for i, e := range b.exemplars[d.exemplars:] {
+		r := d.exReasons[i]
+		if r == accepted && e.T != 0 {
+			r = j.time(e.T)
+		}
+		if r != accepted {
+			d.rejected = append(d.rejected, ord)
+			j.exemplars[r]++
+		}
+		ord++
+	}
+}
+
+// drop removes from arena[from:] the elements whose ordinals, counted from ord,
+// are in gone. It returns what of gone lies behind.
+func drop[T any](arena []T, from int, gone []uint32, ord uint32) ([]T, []uint32, uint32) {
+	kept := from
+	for i := from; i < len(arena); i++ {
+		if len(gone) > 0 && gone[0] == ord {
+			gone = gone[1:]
+		} else {
+			if kept != i {
+				arena[kept] = arena[i]
+			}
+			kept++
+		}
+		ord++
+	}
+	clear(arena[kept:])
+	return arena[:kept], gone, ord
+}
+
+// buildKey appends the key of d.pairs to the batch's arena; nil if it is too large.
+func (d *decoder) buildKey() []byte {
+	size := 0
+	for i := range d.pairs {
+		n := labelSize(len(d.pairs[i].name), len(d.pairs[i].value))
+		size += 1 + varintLen(uint64(n)) + n
+	}
+	if !d.spend(size) {
+		return nil
+	}
+	b := d.b
+	if cap(b.keys)-len(b.keys) < size {
+		// Keys that were built before keep the old arena alive; nothing is copied.
+		b.keys = make([]byte, 0, max(2*cap(b.keys), size, 4<<10))
+	}
+	start := len(b.keys)
+	for i := range d.pairs {
+		b.keys = appendLabel(b.keys, d.pairs[i].name, d.pairs[i].value)
+	}
+	return b.keys[start:len(b.keys):len(b.keys)]
+}
+
+// text returns a string over bytes of the body, valid as long as the batch.
+func text(b []byte) string {
+	return unsafe.String(unsafe.SliceData(b), len(b))
+}

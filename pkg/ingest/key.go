@@ -1,0 +1,105 @@
+package ingest
+
+import (
+	"iter"
+
+	"github.com/prometheus/prometheus/model/labels"
+)
+
+// Tags of the canonical form: field 1 of TimeSeries (a label), fields 1 and 2 of
+// Label (name and value), all length-delimited.
+const (
+	tagLabel = 1<<3 | wireBytes
+	tagName  = 1<<3 | wireBytes
+	tagValue = 2<<3 | wireBytes
+)
+
+// KeyPairs yields the names and values of a key, in the order of names, without
+// allocating. The slices alias the key. What follows a malformed byte is not
+// yielded; keys of a Batch are never malformed.
+func KeyPairs(key []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func(name, value []byte) bool) {
+		for i := 0; i < len(key); {
+			t, j := readTag(key, i)
+			if t != tagLabel {
+				return
+			}
+			s, e := readBytes(key, j)
+			if e < 0 {
+				return
+			}
+			p, _, err := parseLabel(key[s:e])
+			if err != nil || !yield(p.name, p.value) {
+				return
+			}
+			i = e
+		}
+	}
+}
+
+// KeyLabels returns the label set of a key. Its strings are copies.
+func KeyLabels(key []byte) labels.Labels {
+	n := 0
+	for range KeyPairs(key) {
+		n++
+	}
+	b := labels.NewScratchBuilder(n)
+	// One copy for all strings: it is right for every build of package labels,
+	// also for those whose builder keeps the strings that it is given.
+	s := string(key)
+	for i := 0; i < len(key); {
+		_, j := readTag(key, i)
+		start, end := readBytes(key, j)
+		if j < 0 || end < 0 {
+			break
+		}
+		_, nj := readTag(key, start)
+		ns, ne := readBytes(key, nj)
+		if nj < 0 || ne < 0 {
+			break
+		}
+		_, vj := readTag(key, ne)
+		vs, ve := readBytes(key, vj)
+		if vj < 0 || ve < 0 {
+			break
+		}
+		b.Add(s[ns:ne], s[vs:ve])
+		i = end
+	}
+	return b.Labels()
+}
+
+// LabelsKey appends the key of a label set to dst: the inverse of KeyLabels.
+// Labels with an empty value are left out.
+func LabelsKey(dst []byte, l labels.Labels) []byte {
+	l.Range(func(l labels.Label) {
+		if l.Value == "" {
+			return
+		}
+		dst = appendLabel(dst, l.Name, l.Value)
+	})
+	return dst
+}
+
+func appendLabel[S string | []byte](dst []byte, name, value S) []byte {
+	dst = append(dst, tagLabel)
+	dst = appendVarint(dst, uint64(labelSize(len(name), len(value))))
+	dst = append(dst, tagName)
+	dst = appendVarint(dst, uint64(len(name)))
+	dst = append(dst, name...)
+	dst = append(dst, tagValue)
+	dst = appendVarint(dst, uint64(len(value)))
+	return append(dst, value...)
+}
+
+// labelSize is the length of a Label message in canonical form, without its own
+// tag and length.
+func labelSize(name, value int) int {
+	return 2 + varintLen(uint64(name)) + name + varintLen(uint64(value)) + value
+}
+
+// pair is a label while its series is being decoded. The slices alias the body.
+type pair struct {
+	name, value []byte
+	invalid     bool // one of the two is not valid UTF-8
+}

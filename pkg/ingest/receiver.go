@@ -1,0 +1,167 @@
+package ingest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Appender is where accepted requests go.
+type Appender interface {
+	// Append stores a request: header and body, one behind the other, are its
+	// record for the log, b is what they decode to. It returns when the write may
+	// be acknowledged, and b was applied. It keeps none of the three. A request
+	// that cannot be taken now gets an *Unavailable; any other error is answered
+	// with 500.
+	Append(ctx context.Context, header, body []byte, b *Batch) error
+}
+
+// Receiver takes remote write requests: over HTTP, as http.Handler, and from
+// within the process, by Ingest. It is safe for concurrent use.
+type Receiver struct {
+	appender Appender
+	limits   Limits
+	metrics  *metrics
+	logger   *slog.Logger
+	now      func() time.Time
+	inflight atomic.Int64 // bytes, see Limits.MaxInflight
+	headers  sync.Pool    // *[]byte
+	bodies   sync.Pool    // *bytes.Buffer
+}
+
+// NewReceiver returns a Receiver that hands requests to a. Both reg and logger
+// may be nil.
+func NewReceiver(a Appender, l Limits, reg prometheus.Registerer, logger *slog.Logger) *Receiver {
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	return &Receiver{
+		appender: a, limits: l.withBounds(), metrics: newMetrics(reg), logger: logger, now: time.Now,
+		headers: sync.Pool{New: func() any { return new([]byte) }},
+	}
+}
+
+// NewHandler is NewReceiver for those who need HTTP only.
+func NewHandler(a Appender, l Limits, reg prometheus.Registerer, logger *slog.Logger) http.Handler {
+	return NewReceiver(a, l, reg, logger)
+}
+
+// Ingest decodes, validates and stores one request, and says how much of it was
+// stored. Body is the snappy block; it is not kept. The error is a *Refused
+// (nothing stored, do not send it again), a *Partial (the valid part is stored),
+// an *Unavailable (nothing stored, come again), the context's, or what the
+// Appender returned; StatusOf translates it.
+func (r *Receiver) Ingest(ctx context.Context, p Protocol, body []byte) (Written, error) {
+	start := r.now()
+	w, err := r.ingest(ctx, p, body)
+	r.metrics.request(p, err, r.now().Sub(start))
+	r.log(p, err)
+	return w, err
+}
+
+func (r *Receiver) ingest(ctx context.Context, p Protocol, body []byte) (Written, error) {
+	if p != V1 && p != V2 {
+		return Written{}, refuse(http.StatusUnsupportedMediaType, causeContentType, fmt.Errorf("unknown protocol %d", p))
+	}
+	if n := int64(len(body)); n > r.limits.MaxBody {
+		return Written{}, refuse(http.StatusRequestEntityTooLarge, causeBody,
+			&sizeError{what: "compressed", size: n, limit: r.limits.MaxBody, flag: flagBody})
+	}
+	r.metrics.compressed.Add(float64(len(body)))
+	cost, err := r.reserve(body)
+	if err != nil {
+		return Written{}, err
+	}
+	defer r.inflight.Add(-cost)
+
+	d, _ := decoderPool.Get().(*decoder)
+	defer d.release()
+	d.b = newBatch()
+	defer d.b.Release()
+	d.judge = &d.verdict
+	d.judge.reset(&r.limits, r.now())
+	d.rejected = d.rejected[:0]
+	d.budget = maxExpansion * r.limits.MaxDecompressed
+	err = d.b.decompress(body, r.limits.MaxDecompressed)
+	if err == nil {
+		r.metrics.decompressed.Add(float64(len(d.b.body)))
+		err = d.run(p)
+	}
+	if err != nil {
+		return Written{}, refuseDecoding(p, &r.limits, err)
+	}
+	// A sender that went away will send again: better not to store it twice.
+	if err := ctx.Err(); err != nil {
+		return Written{}, fmt.Errorf("request given up before it was stored: %w", err)
+	}
+	if err := r.store(ctx, p, body, d); err != nil {
+		return Written{}, err
+	}
+	r.metrics.accepted(d.b.written, len(d.b.Metadata))
+	r.metrics.refused(d.judge)
+	if d.judge.refusals > 0 {
+		return d.b.written, &Partial{Refusals: d.judge.refusals, Messages: d.judge.messages}
+	}
+	return d.b.written, nil
+}
+
+func (r *Receiver) store(ctx context.Context, p Protocol, body []byte, d *decoder) error {
+	if d.b.Empty() {
+		return nil
+	}
+	buf, _ := r.headers.Get().(*[]byte)
+	*buf = AppendRecordHeader((*buf)[:0], p, d.rejected)
+	err := r.appender.Append(ctx, *buf, body, d.b)
+	if cap(*buf) <= 64<<10 {
+		r.headers.Put(buf)
+	}
+	return err
+}
+
+// reserve takes the memory that a request will need from what all of them may
+// take. It is an estimate: the body, and twice its decompressed form, which is
+// what ordinary requests come to.
+func (r *Receiver) reserve(body []byte) (int64, error) {
+	n, _ := readVarint(body, 0) // snappy's length, checked when it is decompressed
+	cost := int64(len(body)) + 2*int64(min(n, uint64(22*len(body)+64)))
+	total := r.inflight.Add(cost)
+	if r.limits.MaxInflight > 0 && total > r.limits.MaxInflight && total > cost {
+		r.inflight.Add(-cost)
+		return 0, &Unavailable{
+			Status: http.StatusServiceUnavailable, RetryAfter: time.Second,
+			Reason: fmt.Sprintf("requests that are being handled take more than %s=%s", flagInflight, bytesText(r.limits.MaxInflight)),
+		}
+	}
+	return cost, nil
+}
+
+// log says what the sender will not: refusals are in its own log and in the
+// metrics, so they are worth a debug line only.
+func (r *Receiver) log(p Protocol, err error) {
+	if err == nil {
+		return
+	}
+	level := slog.LevelDebug
+	if StatusOf(err) == http.StatusInternalServerError {
+		level = slog.LevelWarn
+	}
+	r.logger.Log(context.Background(), level, "Remote write request was not stored completely",
+		"protocol", p.String(), "status", StatusOf(err), "err", err)
+}
+
+// drainLimit is how much of a refused body is read so that the connection can be
+// used again.
+const drainLimit = 256 << 10
+
+func drain(body io.Reader) {
+	if body != nil {
+		_, _ = io.CopyN(io.Discard, body, drainLimit)
+	}
+}

@@ -1,0 +1,109 @@
+package ingest
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+)
+
+// Rejected lists the ordinals of the items of a request that were refused, in
+// increasing order.
+type Rejected []uint32
+
+// A record of the log is a header and the request's body as it was received:
+//
+//	kind      byte    1: a remote write request, refusals by ordinal
+//	protocol  byte    1 or 2
+//	rejected  uvarint number of refused items
+//	          uvarint each: difference to the one before (the first: to 0, plus 0)
+//	body      the snappy block
+//
+// The first byte decides how the rest is read. A new layout, or another kind of
+// record, takes a number of its own.
+const recordRequest = 1
+
+var (
+	// ErrUnknownRecord means that the record was written by a later version.
+	ErrUnknownRecord = errors.New("record of an unknown kind")
+	// ErrCorruptRecord means that the record's bytes are damaged.
+	ErrCorruptRecord = errors.New("corrupt record")
+)
+
+// replayBudget is what the decoded form of a record may take, in bytes. It is
+// more than any request gets, whatever the limits were when it came.
+const replayBudget = maxExpansion * maxSize
+
+// AppendRecordHeader appends to dst what stands before the body in the log.
+func AppendRecordHeader(dst []byte, p Protocol, rejected Rejected) []byte {
+	dst = append(dst, recordRequest, byte(p))
+	dst = binary.AppendUvarint(dst, uint64(len(rejected)))
+	last := uint32(0)
+	for _, r := range rejected {
+		dst = binary.AppendUvarint(dst, uint64(r-last))
+		last = r
+	}
+	return dst
+}
+
+// DecodeRecord decodes a record of the log: header and body, one behind the
+// other. The batch holds what was accepted when the request came and must be
+// released; it does not alias rec. Errors are ErrUnknownRecord or
+// ErrCorruptRecord, with what was found.
+func DecodeRecord(rec []byte) (*Batch, error) {
+	if len(rec) < 3 {
+		return nil, fmt.Errorf("%w: %d bytes", ErrCorruptRecord, len(rec))
+	}
+	p := Protocol(rec[1])
+	if rec[0] != recordRequest || (p != V1 && p != V2) {
+		return nil, fmt.Errorf("%w: kind %d, protocol %d", ErrUnknownRecord, rec[0], rec[1])
+	}
+	d, _ := decoderPool.Get().(*decoder)
+	defer d.release()
+	d.judge = nil
+	d.budget = replayBudget
+	body, err := d.readRejected(rec[2:])
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorruptRecord, err)
+	}
+	d.b = newBatch()
+	if err := d.replay(p, body); err != nil {
+		d.b.Release()
+		return nil, fmt.Errorf("%w: %w", ErrCorruptRecord, err)
+	}
+	return d.b, nil
+}
+
+func (d *decoder) replay(p Protocol, body []byte) error {
+	if err := d.b.decompress(body, maxSize); err != nil {
+		return err
+	}
+	if err := d.run(p); err != nil {
+		return err
+	}
+	if d.cursor != len(d.rejected) {
+		return errors.New("it refuses items that the request does not have")
+	}
+	return nil
+}
+
+// readRejected reads the list of ordinals and returns the body behind it.
+func (d *decoder) readRejected(b []byte) ([]byte, error) {
+	d.rejected = d.rejected[:0]
+	n, i := readVarint(b, 0)
+	if i < 0 || n > uint64(len(b)-i) {
+		return nil, errors.New("number of refused items")
+	}
+	last := uint64(0)
+	for k := range n {
+		var delta uint64
+		if delta, i = readVarint(b, i); i < 0 || (k > 0 && delta == 0) || delta > math.MaxUint32 {
+			return nil, errors.New("list of refused items")
+		}
+		if last += delta; last > math.MaxUint32 {
+			return nil, errors.New("list of refused items")
+		}
+		d.rejected = append(d.rejected, uint32(last))
+	}
+	return b[i:], nil
+}
