@@ -44,6 +44,8 @@ var (
 	ErrGone = errors.New("object is gone")
 	// ErrEmpty says that nothing was written because no sample is in range.
 	ErrEmpty = errors.New("block has no samples")
+	// ErrUnusable says that a meta.json is malformed, or of a block that this program does not read.
+	ErrUnusable = errors.New("block cannot be used")
 	// ErrCorrupt says that the bytes of a block are not what was written.
 	ErrCorrupt = errors.New("block is corrupt")
 )
@@ -239,17 +241,17 @@ func hiddenFromRoots(metas []Meta, index map[ulid.ULID]int, replaced []bool) []b
 	return hidden
 }
 
-// ParseMeta decodes and checks the content of a meta.json.
+// ParseMeta decodes and checks the content of a meta.json. Its errors are ErrUnusable.
 func ParseMeta(b []byte) (Meta, error) {
 	if len(b) > maxMetaSize {
-		return Meta{}, fmt.Errorf("%s has more than %d bytes", MetaFilename, maxMetaSize)
+		return Meta{}, fmt.Errorf("%w: %s has more than %d bytes", ErrUnusable, MetaFilename, maxMetaSize)
 	}
 	var m Meta
 	if err := json.Unmarshal(b, &m); err != nil {
-		return Meta{}, fmt.Errorf("parse %s: %w", MetaFilename, err)
+		return Meta{}, fmt.Errorf("%w: parse %s: %w", ErrUnusable, MetaFilename, err)
 	}
 	if err := m.validate(); err != nil {
-		return Meta{}, fmt.Errorf("%s: %w", MetaFilename, err)
+		return Meta{}, fmt.Errorf("%w: %s: %w", ErrUnusable, MetaFilename, err)
 	}
 	return m, nil
 }

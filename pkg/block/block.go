@@ -1,0 +1,164 @@
+package block
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/index"
+	"github.com/thanos-io/objstore"
+)
+
+// Block reads one immutable block. It is safe for concurrent use, up to Close.
+//
+// The header is loaded on first use. loading is a lock that can be waited for with a context; it is held while the header is
+// read. An attempt that fails is not remembered: the next read tries again.
+type Block struct {
+	meta    Meta
+	r       rangeReader
+	header  atomic.Pointer[header]
+	loading chan struct{}
+}
+
+func newBlock(m Meta, r rangeReader) *Block {
+	return &Block{meta: m, r: r, loading: make(chan struct{}, 1)}
+}
+
+// OpenLocal opens the block in dir, mapped into memory. A folder without meta.json is ErrGone.
+func OpenLocal(dir string) (*Block, error) {
+	m, err := ReadMeta(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open block %s: %w", filepath.Base(dir), goneIfMissing(err))
+	}
+	if err := readable(&m); err != nil {
+		return nil, err
+	}
+	r, err := openMmap(dir, &m)
+	if err != nil {
+		return nil, fmt.Errorf("open block %s: %w", m.ULID, goneIfMissing(err))
+	}
+	b := newBlock(m, r)
+	if _, err := b.loadHeader(context.Background()); err != nil {
+		r.close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// OpenBucket opens a block in a bucket with one request, for its meta.json; the rest follows on first use. cache may be
+// nil, then nothing is kept. A block that is not there is ErrGone.
+func OpenBucket(ctx context.Context, bkt objstore.BucketReader, id ulid.ULID, cache *Cache) (*Block, error) {
+	m, err := fetchMeta(ctx, bkt, id)
+	if err != nil {
+		return nil, fmt.Errorf("open block %s: %w", id, err)
+	}
+	return OpenBucketMeta(ctx, bkt, m, cache)
+}
+
+// OpenBucketMeta is OpenBucket for who has the meta already: it makes no request, unless the meta does not tell the sizes of
+// the block's files.
+func OpenBucketMeta(ctx context.Context, bkt objstore.BucketReader, m Meta, cache *Cache) (*Block, error) {
+	if err := readable(&m); err != nil {
+		return nil, err
+	}
+	if cache == nil {
+		cache = NewCache(0, nil)
+	}
+	r, err := newBucketReader(ctx, bkt, &m, cache)
+	if err != nil {
+		return nil, fmt.Errorf("open block %s: %w", m.ULID, err)
+	}
+	return newBlock(m, r), nil
+}
+
+// readable refuses blocks that do not hold raw samples.
+func readable(m *Meta) error {
+	if r := m.Thanos.Downsample.Resolution; r != 0 {
+		return fmt.Errorf("%w: block %s is downsampled to %d ms", ErrUnusable, m.ULID, r)
+	}
+	return nil
+}
+
+// fetchMeta reads the meta.json of a block in a bucket.
+func fetchMeta(ctx context.Context, bkt objstore.BucketReader, id ulid.ULID) (Meta, error) {
+	name := path.Join(id.String(), MetaFilename)
+	body, err := bkt.Get(ctx, name)
+	if err != nil {
+		return Meta{}, fmt.Errorf("get %s: %w", name, bucketError(bkt, err))
+	}
+	defer body.Close()
+	m, err := readMeta(body)
+	if err != nil {
+		return Meta{}, bucketError(bkt, err)
+	}
+	if m.ULID != id {
+		return Meta{}, fmt.Errorf("%w: %s is of block %s", ErrCorrupt, name, m.ULID)
+	}
+	return m, nil
+}
+
+// Meta returns the block's meta. Its maps and slices must not be changed.
+func (b *Block) Meta() Meta { return b.meta }
+
+// Size returns the bytes of the block's index and chunks.
+func (b *Block) Size() int64 {
+	var n int64
+	for f := range b.r.files() {
+		n += b.r.size(f)
+	}
+	return n
+}
+
+// Preload reads what a query reads first, so that an error or a wait comes now.
+func (b *Block) Preload(ctx context.Context) error {
+	_, err := b.loadHeader(ctx)
+	return err
+}
+
+// Close frees the mapped files. The caller guarantees that no querier, chunk or symbol of the block is used any more.
+func (b *Block) Close() error {
+	if err := b.r.close(); err != nil {
+		return fmt.Errorf("close block %s: %w", b.meta.ULID, err)
+	}
+	return nil
+}
+
+// ChunkQuerier implements storage.ChunkQueryable. mint and maxt are inclusive. The querier hands out chunks that overlap the
+// range whole; they are valid until the querier is closed, and count against the budget of Select's context until then.
+func (b *Block) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
+	return &querier{b: b, mint: mint, maxt: maxt}, nil
+}
+
+// Symbols iterates over the strings in the block's labels, sorted. They are valid until Close.
+func (b *Block) Symbols() index.StringIter {
+	h, err := b.loadHeader(context.Background())
+	if err != nil {
+		return &symbolIter{err: err}
+	}
+	return &symbolIter{h: h}
+}
+
+func (b *Block) loadHeader(ctx context.Context) (*header, error) {
+	if h := b.header.Load(); h != nil {
+		return h, nil
+	}
+	select {
+	case b.loading <- struct{}{}:
+		defer func() { <-b.loading }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if h := b.header.Load(); h != nil {
+		return h, nil
+	}
+	h, err := loadHeader(ctx, b.r, &b.meta)
+	if err != nil {
+		return nil, fmt.Errorf("read index of block %s: %w", b.meta.ULID, err)
+	}
+	b.header.Store(h)
+	return h, nil
+}

@@ -1,0 +1,166 @@
+package block
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/thanos-io/objstore"
+	"golang.org/x/sync/errgroup"
+)
+
+// Lister lists the blocks of a bucket. A call costs one listing and a request for each block and mark not seen before.
+// It is safe for concurrent use; mu guards the results of the latest call and is not held during requests.
+type Lister struct {
+	bkt objstore.BucketReader
+
+	mu      sync.Mutex
+	known   map[ulid.ULID]Listed
+	bad     map[ulid.ULID]error
+	partial []ulid.ULID
+}
+
+// NewLister returns a lister without knowledge.
+func NewLister(bkt objstore.BucketReader) *Lister {
+	return &Lister{bkt: bkt}
+}
+
+// List returns the blocks of a bucket. See Lister.List.
+func List(ctx context.Context, bkt objstore.BucketReader) (map[ulid.ULID]Listed, error) {
+	return NewLister(bkt).List(ctx)
+}
+
+// found is what a listing shows of a block.
+type found struct{ files, meta, mark bool }
+
+// List returns all blocks that can be used, marked ones and replaced ones too. Blocks without meta.json do not exist (see
+// Partial); such as cannot be used are left out and returned by Bad. An error means that nothing is known.
+func (l *Lister) List(ctx context.Context) (map[ulid.ULID]Listed, error) {
+	shown, err := l.scan(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	known := l.known
+	l.mu.Unlock()
+
+	var (
+		mu   sync.Mutex
+		next = make(map[ulid.ULID]Listed, len(shown))
+		bad  = map[ulid.ULID]error{}
+		part []ulid.ULID
+	)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(maxParallel)
+	for id, f := range shown {
+		if !f.meta {
+			part = append(part, id)
+			continue
+		}
+		if old, ok := known[id]; ok && (old.DeletionMark != nil) == f.mark {
+			mu.Lock()
+			next[id] = old
+			mu.Unlock()
+			continue
+		}
+		g.Go(func() error {
+			b, err := l.get(gctx, id, f, known)
+			mu.Lock()
+			defer mu.Unlock()
+			return sortOut(next, bad, id, b, err)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, fmt.Errorf("list blocks: %w", err)
+	}
+	slices.SortFunc(part, ulid.ULID.Compare)
+	l.mu.Lock()
+	l.known, l.bad, l.partial = next, bad, part
+	l.mu.Unlock()
+	return maps.Clone(next), nil
+}
+
+// sortOut files a block under good, bad or gone meanwhile; the error is one of the bucket's.
+func sortOut(good map[ulid.ULID]Listed, bad map[ulid.ULID]error, id ulid.ULID, b Listed, err error) error {
+	switch {
+	case err == nil:
+		good[id] = b
+	case errors.Is(err, ErrGone):
+	case errors.Is(err, ErrUnusable), errors.Is(err, ErrCorrupt):
+		bad[id] = err
+	default:
+		return err
+	}
+	return nil
+}
+
+// get reads the meta and the mark of a block, as far as they are not known.
+func (l *Lister) get(ctx context.Context, id ulid.ULID, f found, known map[ulid.ULID]Listed) (Listed, error) {
+	b, ok := known[id]
+	b.DeletionMark = nil
+	if !ok {
+		m, err := fetchMeta(ctx, l.bkt, id)
+		if err == nil {
+			err = readable(&m)
+		}
+		if err != nil {
+			return Listed{}, err
+		}
+		b.Meta = m
+	}
+	if f.mark {
+		// A mark that was written in part is none yet: who marked the block will do so again.
+		mark, err := readMark(ctx, l.bkt, id)
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			return Listed{}, err
+		}
+		b.DeletionMark = mark
+	}
+	return b, nil
+}
+
+// Bad returns the blocks that the latest List left out because their meta.json cannot be used, and why.
+// What they hold is missing from answers.
+func (l *Lister) Bad() map[ulid.ULID]error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.bad)
+}
+
+// Partial returns folders that the latest List found without meta.json: uploads under way, or what an interrupted upload or
+// deletion has left.
+func (l *Lister) Partial() []ulid.ULID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.partial)
+}
+
+// scan lists the bucket once. Names that do not belong to a block are passed over.
+func (l *Lister) scan(ctx context.Context) (map[ulid.ULID]found, error) {
+	out := map[ulid.ULID]found{}
+	err := l.bkt.Iter(ctx, "", func(name string) error {
+		dir, rest, ok := strings.Cut(slashed(name), "/")
+		if !ok {
+			return nil
+		}
+		id, err := ulid.ParseStrict(dir)
+		if err != nil || id.String() != dir {
+			return nil
+		}
+		f := out[id]
+		f.files = true
+		f.meta = f.meta || rest == MetaFilename
+		f.mark = f.mark || rest == DeletionMarkFilename
+		out[id] = f
+		return nil
+	}, objstore.WithRecursiveIter())
+	if err != nil {
+		return nil, fmt.Errorf("list blocks: %w", err)
+	}
+	return out, nil
+}

@@ -1,0 +1,294 @@
+package block
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+	"github.com/prometheus/prometheus/tsdb/index"
+	"github.com/prometheus/prometheus/util/annotations"
+)
+
+const (
+	// seriesOverhead and chunkOverhead are what a series and a chunk take in memory beside labels and data, in bytes.
+	seriesOverhead = 96
+	chunkOverhead  = 104
+	// maxChunkBatch bounds the bytes of chunks (as far as they can be guessed) that are fetched in one go.
+	maxChunkBatch = 16 << 20
+	// maxChunkGuess bounds what is read for one chunk before its length is known for certain.
+	maxChunkGuess = 1 << 20
+)
+
+// seriesSet yields the series of one Select, read in batches. It is for one goroutine.
+type seriesSet struct {
+	ctx        context.Context
+	b          *Block
+	q          *querier
+	ms         []*labels.Matcher
+	mint, maxt int64
+	limit      int
+	labelsOnly bool
+
+	shard, shards uint64
+
+	ix       *indexReader
+	postings index.Postings
+	builder  labels.ScratchBuilder
+	entries  []seriesEntry // read, but without chunks yet
+	ready    []storage.ChunkSeries
+	cur      storage.ChunkSeries
+	yielded  int
+	ended    bool
+	err      error
+}
+
+// seriesEntry is a series of which the index has been read. ends has, for each of chks, where the next chunk begins, 0
+// where that is not known.
+type seriesEntry struct {
+	labels labels.Labels
+	chks   []chunks.Meta
+	ends   []chunks.ChunkRef
+}
+
+// chunkSeries is a storage.ChunkSeries of what is in memory.
+type chunkSeries struct {
+	labels labels.Labels
+	chks   []chunks.Meta
+}
+
+func (s *chunkSeries) Labels() labels.Labels { return s.labels }
+
+func (s *chunkSeries) Iterator(chunks.Iterator) chunks.Iterator {
+	return storage.NewListChunkSeriesIterator(s.chks...)
+}
+
+func (s *seriesSet) At() storage.ChunkSeries           { return s.cur }
+func (s *seriesSet) Err() error                        { return s.err }
+func (s *seriesSet) Warnings() annotations.Annotations { return nil }
+
+func (s *seriesSet) Next() bool {
+	if s.ended {
+		return false
+	}
+	if s.limit > 0 && s.yielded >= s.limit {
+		return s.end(nil)
+	}
+	for len(s.ready) == 0 {
+		more, err := s.advance()
+		if err != nil || !more {
+			return s.end(err)
+		}
+	}
+	s.cur, s.ready = s.ready[0], s.ready[1:]
+	s.yielded++
+	return true
+}
+
+// end finishes the set and gives back its postings.
+func (s *seriesSet) end(err error) bool {
+	if err != nil {
+		s.err = fmt.Errorf("read block %s: %w", s.b.meta.ULID, err)
+	}
+	s.ended, s.cur, s.ready, s.entries = true, nil, nil, nil
+	if s.ix != nil {
+		s.q.done(s.ix)
+	}
+	return false
+}
+
+// advance does the next step: find the series, read a batch of them, fetch chunks for some. False is the end.
+func (s *seriesSet) advance() (more bool, err error) {
+	if err := s.ctx.Err(); err != nil {
+		return false, err
+	}
+	if s.ix == nil {
+		if s.ix, err = s.q.index(s.ctx); err != nil {
+			return false, err
+		}
+		if s.postings, err = tsdb.PostingsForMatchers(s.ctx, s.ix, s.ms...); err != nil {
+			return false, err
+		}
+	}
+	if len(s.entries) == 0 {
+		if more, err = s.readEntries(); err != nil || !more {
+			return false, err
+		}
+	}
+	return true, s.fetchChunks()
+}
+
+// readEntries reads the index of the next batch of series.
+func (s *seriesSet) readEntries() (more bool, err error) {
+	want := seriesBatch
+	if s.limit > 0 {
+		want = min(want, s.limit-s.yielded)
+	}
+	refs := make([]storage.SeriesRef, 0, min(want, 64))
+	for len(refs) < want && s.postings.Next() {
+		refs = append(refs, s.postings.At())
+	}
+	if err := s.postings.Err(); err != nil || len(refs) == 0 {
+		return false, err
+	}
+	var bytes int64
+	err = s.ix.forSeries(s.ctx, refs, func(b []byte) error {
+		e, ok, err := s.decodeEntry(b)
+		if ok {
+			s.entries = append(s.entries, e)
+			bytes += int64(e.labels.ByteSize()) + seriesOverhead + int64(len(e.chks))*chunkOverhead
+		}
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	return true, s.q.held.hold(s.ctx, bytes)
+}
+
+// decodeEntry decodes a series entry; ok is false if the series has nothing in range or belongs to another shard.
+func (s *seriesSet) decodeEntry(b []byte) (e seriesEntry, ok bool, err error) {
+	var all []chunks.Meta
+	if err := s.ix.decode(b, &s.builder, &all); err != nil {
+		return e, false, err
+	}
+	inRange := func(m chunks.Meta) bool { return m.OverlapsClosedInterval(s.mint, s.maxt) }
+	first := slices.IndexFunc(all, inRange)
+	if first < 0 {
+		return e, false, nil
+	}
+	e.labels = s.builder.Labels()
+	if s.shards > 0 && labels.StableHash(e.labels)%s.shards != s.shard {
+		return e, false, nil
+	}
+	if s.labelsOnly {
+		return e, true, nil
+	}
+	for i := first; i < len(all); i++ {
+		if !inRange(all[i]) {
+			continue
+		}
+		end := chunks.ChunkRef(0)
+		if i+1 < len(all) {
+			end = all[i+1].Ref
+		}
+		e.chks, e.ends = append(e.chks, all[i]), append(e.ends, end)
+	}
+	return e, true, nil
+}
+
+// fetchChunks makes as many entries ready as maxChunkBatch allows, one at least.
+func (s *seriesSet) fetchChunks() error {
+	n, bytes := 0, int64(0)
+	for n < len(s.entries) && bytes < maxChunkBatch {
+		for i := range s.entries[n].chks {
+			bytes += s.guess(&s.entries[n], i)
+		}
+		n++
+	}
+	batch := s.entries[:n]
+	s.entries = s.entries[n:]
+	if !s.labelsOnly {
+		if err := s.loadChunks(batch); err != nil {
+			return err
+		}
+	}
+	s.ready = make([]storage.ChunkSeries, n)
+	for i, e := range batch {
+		s.ready[i] = &chunkSeries{labels: e.labels, chks: e.chks}
+	}
+	return nil
+}
+
+// guess returns how much to read for chunk i of e.
+func (s *seriesSet) guess(e *seriesEntry, i int) int64 {
+	file, off := unpackRef(e.chks[i].Ref)
+	if next, end := unpackRef(e.ends[i]); e.ends[i] != 0 && next == file && end > off {
+		return min(end-off, maxChunkGuess)
+	}
+	return s.ix.h.chunkGuess
+}
+
+// unpackRef returns the number of the segment and the offset in it that a reference to a chunk is made of.
+func unpackRef(ref chunks.ChunkRef) (segment, off int64) { return int64(ref >> 32), int64(uint32(ref)) }
+
+// loadChunks fills in the chunks of a batch, segment by segment.
+func (s *seriesSet) loadChunks(batch []seriesEntry) error {
+	bySegment := map[int64][]*chunks.Meta{}
+	guesses := map[*chunks.Meta]int64{}
+	for n := range batch {
+		for i := range batch[n].chks {
+			m := &batch[n].chks[i]
+			segment, _ := unpackRef(m.Ref)
+			bySegment[segment] = append(bySegment[segment], m)
+			guesses[m] = s.guess(&batch[n], i)
+		}
+	}
+	for segment, metas := range bySegment {
+		if segment+1 >= int64(s.b.r.files()) {
+			return fmt.Errorf("%w: reference to chunk segment %d of %d", ErrCorrupt, segment, s.b.r.files()-1)
+		}
+		if err := s.loadSegment(int(segment)+1, metas, guesses); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadSegment fills in chunks that are in one file.
+func (s *seriesSet) loadSegment(file int, metas []*chunks.Meta, guesses map[*chunks.Meta]int64) error {
+	slices.SortFunc(metas, func(a, b *chunks.Meta) int { return cmp.Compare(a.Ref, b.Ref) })
+	at := make([]item, len(metas))
+	for i, m := range metas {
+		_, off := unpackRef(m.Ref)
+		at[i] = item{off: off, guess: min(guesses[m], s.b.r.size(file))}
+	}
+	loaded, err := loadItems(s.ctx, s.b.r, file, at, frameChunk)
+	if err != nil {
+		return fmt.Errorf("read chunks: %w", err)
+	}
+	defer loaded.release()
+	slab, err := s.slab(at)
+	if err != nil {
+		return err
+	}
+	for i, m := range metas {
+		b := loaded.bytes(i)
+		_, head := binary.Uvarint(b)
+		content, err := checksummed(b, head)
+		if err != nil {
+			return fmt.Errorf("chunk at byte %d of segment %d: %w", at[i].off, file-1, err)
+		}
+		if slab != nil {
+			start := len(slab)
+			slab = append(slab, content...)
+			content = slab[start:len(slab):len(slab)]
+		}
+		if m.Chunk, err = chunkenc.FromData(chunkenc.Encoding(content[0]), content[1:]); err != nil {
+			return fmt.Errorf("%w: chunk at byte %d of segment %d: %w", ErrCorrupt, at[i].off, file-1, err)
+		}
+	}
+	return nil
+}
+
+// slab returns memory for the data of chunks, which the pages that they were read from would be too large to hold on to. It is
+// nil if the reader's bytes can be used as they are.
+func (s *seriesSet) slab(at []item) ([]byte, error) {
+	if s.b.r.stable() {
+		return nil, nil
+	}
+	var n int64
+	for _, it := range at {
+		n += it.guess
+	}
+	if err := s.q.held.hold(s.ctx, n); err != nil {
+		return nil, err
+	}
+	return make([]byte, 0, n), nil
+}

@@ -1,0 +1,396 @@
+package block
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+	"github.com/prometheus/prometheus/tsdb/fileutil"
+	"github.com/prometheus/prometheus/tsdb/index"
+
+	"github.com/millrace/millrace/pkg/merge"
+)
+
+// Input is what a block is made of: a generation or another block.
+type Input interface {
+	storage.ChunkQueryable
+	// Symbols are the strings in the input's labels, sorted; there may be more of them than that.
+	Symbols() index.StringIter
+}
+
+// WriteOptions say how a block is written. The zero value is right for all but tests and special cases.
+type WriteOptions struct {
+	// SegmentSize is the size of chunk files in bytes. The space is taken when a file is begun, so it should not be much more
+	// than the block needs. 0 is 64 MB for level 0 and 512 MB, Prometheus's own value, above.
+	SegmentSize int64
+	// Encode says what chunks look like that have to be encoded anew.
+	Encode merge.EncodeOptions
+}
+
+// tmpSuffix is that of a block's folder while it is being written.
+const tmpSuffix = ".tmp"
+
+// Write merges inputs, in order of precedence (later wins), to a block in the folder dir/ULID. m gives the ULID, the range
+// [MinTime, MaxTime) of samples to take, external labels and extension; the rest of the returned meta is filled in.
+//
+// The times in a level-0 block's meta are those of its samples; above, they are the range given, except for an end that is
+// open (math.MinInt64, math.MaxInt64). Sources, if not given, are the block itself and the sources of those inputs that lie
+// in the range whole; parents are all inputs that are blocks.
+//
+// The block appears complete and synced, by a rename, or not at all; without samples in range there is none, and ErrEmpty.
+// If dir has a block of this ULID already, its meta is returned: who writes under the same ULID again writes the same block.
+// Memory does not grow with the number of samples; for each distinct string in labels some is taken.
+func Write(ctx context.Context, dir string, m Meta, inputs []Input, o WriteOptions) (Meta, error) {
+	final := filepath.Join(dir, m.ULID.String())
+	if old, err := OpenLocal(final); err == nil {
+		return old.Meta(), old.Close()
+	}
+	w := &writer{ctx: ctx, dir: final + tmpSuffix, meta: m, inputs: inputs, o: o}
+	err := w.write()
+	if err == nil {
+		err = commit(w.dir, final)
+	}
+	if err != nil {
+		err = errors.Join(err, os.RemoveAll(w.dir))
+		return Meta{}, fmt.Errorf("write block %s: %w", m.ULID, err)
+	}
+	return w.meta, nil
+}
+
+// commit syncs a folder's entries and gives it its final name.
+func commit(tmp, final string) error {
+	for _, d := range []string{filepath.Join(tmp, ChunksDirname), tmp} {
+		if err := syncDir(d); err != nil {
+			return err
+		}
+	}
+	// What has this name cannot be opened, so it is no block.
+	if err := os.RemoveAll(final); err != nil {
+		return err
+	}
+	return fileutil.Rename(tmp, final)
+}
+
+func syncDir(dir string) error {
+	f, err := fileutil.OpenDir(dir)
+	if err != nil {
+		return fmt.Errorf("sync folder: %w", err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync folder: %w", err)
+	}
+	return nil
+}
+
+// writer is one Write.
+type writer struct {
+	ctx    context.Context
+	dir    string
+	meta   Meta
+	inputs []Input
+	o      WriteOptions
+
+	chunks     *chunks.Writer
+	index      *index.Writer
+	symbols    int
+	mint, maxt int64 // of the samples written
+	stats      tsdb.BlockStats
+	sizes      IndexStats
+}
+
+func (w *writer) write() (err error) {
+	if w.meta.MinTime >= w.meta.MaxTime {
+		return fmt.Errorf("range [%d, %d) is empty", w.meta.MinTime, w.meta.MaxTime)
+	}
+	if err := os.RemoveAll(w.dir); err != nil {
+		return fmt.Errorf("clear folder: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Join(w.dir, ChunksDirname), 0o777); err != nil {
+		return fmt.Errorf("make folder: %w", err)
+	}
+	if err := w.data(); err != nil {
+		return err
+	}
+	if w.stats.NumSamples == 0 {
+		return ErrEmpty
+	}
+	if err := w.finishMeta(); err != nil {
+		return err
+	}
+	b, err := w.meta.Marshal()
+	if err != nil {
+		return err
+	}
+	return writeSynced(filepath.Join(w.dir, MetaFilename), b)
+}
+
+func writeSynced(name string, b []byte) (err error) {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(b); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// closing calls f, whose error counts if there was none before: an index closed too early has a lot to complain about.
+func closing(err *error, f func() error) {
+	if e := f(); *err == nil && e != nil {
+		*err = fmt.Errorf("close: %w", e)
+	}
+}
+
+// data writes chunks and index.
+func (w *writer) data() (err error) {
+	size := w.o.SegmentSize
+	if size <= 0 && w.meta.Level() == 0 {
+		size = 64 << 20
+	}
+	if w.chunks, err = chunks.NewWriter(filepath.Join(w.dir, ChunksDirname), chunks.WithSegmentSize(size)); err != nil {
+		return fmt.Errorf("begin chunks: %w", err)
+	}
+	defer closing(&err, w.chunks.Close)
+	if w.index, err = index.NewWriter(w.ctx, filepath.Join(w.dir, IndexFilename)); err != nil {
+		return fmt.Errorf("begin index: %w", err)
+	}
+	defer closing(&err, w.index.Close)
+	if err := w.writeSymbols(); err != nil {
+		return fmt.Errorf("write symbols: %w", err)
+	}
+	return w.writeSeries()
+}
+
+// writeSymbols writes the strings that the block's labels use.
+func (w *writer) writeSymbols() error {
+	its, err := w.symbolSources()
+	if err != nil {
+		return err
+	}
+	u := &symbolUnion{its: its}
+	for u.next() {
+		if w.symbols%1024 == 0 && w.ctx.Err() != nil {
+			return w.ctx.Err()
+		}
+		if err := w.index.AddSymbol(u.cur); err != nil {
+			return err
+		}
+		w.symbols++
+	}
+	return u.err
+}
+
+// symbolSources returns all symbols of inputs that lie in the range whole. Of others, only a part may go into the block, so
+// that their series are asked which symbols they need.
+func (w *writer) symbolSources() ([]index.StringIter, error) {
+	var (
+		its  []index.StringIter
+		used map[string]struct{}
+	)
+	for _, in := range w.inputs {
+		if m, ok := inputMeta(in); ok && w.contains(m) {
+			its = append(its, in.Symbols())
+			continue
+		}
+		if used == nil {
+			used = map[string]struct{}{}
+		}
+		if err := w.usedSymbols(in, used); err != nil {
+			return nil, err
+		}
+	}
+	if used != nil {
+		its = append(its, index.NewStringListIter(sortedKeys(used)))
+	}
+	return its, nil
+}
+
+// usedSymbols adds the strings in the labels of an input's series in range.
+func (w *writer) usedSymbols(in Input, used map[string]struct{}) error {
+	q, err := in.ChunkQuerier(w.meta.MinTime, w.meta.MaxTime-1)
+	if err != nil {
+		return err
+	}
+	defer q.Close()
+	set := w.selectAll(q, "series")
+	for set.Next() {
+		set.At().Labels().Range(func(l labels.Label) {
+			for _, s := range []string{l.Name, l.Value} {
+				if _, ok := used[s]; !ok {
+					used[strings.Clone(s)] = struct{}{}
+				}
+			}
+		})
+	}
+	return set.Err()
+}
+
+func (w *writer) selectAll(q storage.ChunkQuerier, fn string) storage.ChunkSeriesSet {
+	k, v := index.AllPostingsKey()
+	hints := &storage.SelectHints{Start: w.meta.MinTime, End: w.meta.MaxTime - 1, Func: fn, DisableTrimming: true}
+	return q.Select(w.ctx, true, hints, labels.MustNewMatcher(labels.MatchEqual, k, v))
+}
+
+// inputMeta returns the meta of an input that is a block.
+func inputMeta(in Input) (Meta, bool) {
+	b, ok := in.(interface{ Meta() Meta })
+	if !ok {
+		return Meta{}, false
+	}
+	return b.Meta(), true
+}
+
+// contains says whether all samples of an input go into the block.
+func (w *writer) contains(m Meta) bool {
+	return m.MinTime >= w.meta.MinTime && m.MaxTime <= w.meta.MaxTime
+}
+
+func (w *writer) writeSeries() error {
+	sets := make([]storage.ChunkSeriesSet, len(w.inputs))
+	for i, in := range w.inputs {
+		q, err := in.ChunkQuerier(w.meta.MinTime, w.meta.MaxTime-1)
+		if err != nil {
+			return fmt.Errorf("open input: %w", err)
+		}
+		defer q.Close()
+		sets[i] = w.selectAll(q, "")
+	}
+	groups := merge.Sets(sets)
+	w.mint, w.maxt = math.MaxInt64, math.MinInt64
+	var (
+		ref  storage.SeriesRef
+		chks []chunks.Meta
+	)
+	for groups.Next() {
+		if ref%128 == 0 && w.ctx.Err() != nil {
+			return w.ctx.Err()
+		}
+		lset, series := groups.At()
+		chks = chks[:0]
+		it := merge.Chunks(series, w.meta.MinTime, w.meta.MaxTime-1, w.o.Encode)
+		for it.Next() {
+			chks = append(chks, it.At())
+		}
+		if err := it.Err(); err != nil {
+			return fmt.Errorf("merge series %s: %w", lset, err)
+		}
+		if len(chks) == 0 {
+			continue
+		}
+		if err := w.addSeries(ref, lset, chks); err != nil {
+			return fmt.Errorf("write series %s: %w", lset, err)
+		}
+		ref++
+	}
+	return groups.Err()
+}
+
+func (w *writer) addSeries(ref storage.SeriesRef, lset labels.Labels, chks []chunks.Meta) error {
+	if err := w.chunks.WriteChunks(chks...); err != nil {
+		return err
+	}
+	if err := w.index.AddSeries(ref, lset, chks...); err != nil {
+		return err
+	}
+	w.stats.NumSeries++
+	w.stats.NumChunks += uint64(len(chks))
+	w.mint, w.maxt = min(w.mint, chks[0].MinTime), max(w.maxt, chks[len(chks)-1].MaxTime)
+	for _, c := range chks {
+		n := uint64(c.Chunk.NumSamples())
+		w.stats.NumSamples += n
+		if isHistogram(c.Chunk.Encoding()) {
+			w.stats.NumHistogramSamples += n
+		} else {
+			w.stats.NumFloatSamples += n
+		}
+		w.sizes.ChunkMaxSize = max(w.sizes.ChunkMaxSize, chunkSize(len(c.Chunk.Bytes())))
+	}
+	w.sizes.SeriesMaxSize = max(w.sizes.SeriesMaxSize, seriesSize(lset.Len(), w.symbols, chks))
+	return nil
+}
+
+// finishMeta fills in what is known only now.
+func (w *writer) finishMeta() error {
+	m := &w.meta
+	m.Version = MetaVersion
+	m.Stats = w.stats
+	w.lineage()
+	if m.Level() == 0 || m.MinTime == math.MinInt64 {
+		m.MinTime = w.mint
+	}
+	if m.Level() == 0 || m.MaxTime == math.MaxInt64 {
+		m.MaxTime = w.maxt + 1
+	}
+	t := &m.Thanos
+	t.Version = ThanosVersion
+	t.IndexStats = w.sizes
+	if t.Source == "" {
+		t.Source = Source
+	}
+	if t.Labels == nil {
+		t.Labels = map[string]string{}
+	}
+	return w.listFiles()
+}
+
+// lineage says where the block comes from.
+func (w *writer) lineage() {
+	c := &w.meta.Compaction
+	c.Level = max(c.Level, w.meta.Level()+1)
+	own := len(c.Sources) == 0
+	if own {
+		c.Sources = []ulid.ULID{w.meta.ULID}
+	}
+	parents := len(c.Parents) == 0 && w.meta.Level() > 0
+	for _, in := range w.inputs {
+		m, ok := inputMeta(in)
+		if !ok {
+			continue
+		}
+		if own && w.contains(m) {
+			c.Sources = append(append(c.Sources, m.ULID), m.Compaction.Sources...)
+		}
+		if parents {
+			c.Parents = append(c.Parents, tsdb.BlockDesc{ULID: m.ULID, MinTime: m.MinTime, MaxTime: m.MaxTime})
+		}
+	}
+	if own {
+		slices.SortFunc(c.Sources, ulid.ULID.Compare)
+		c.Sources = slices.Compact(c.Sources)
+	}
+}
+
+// listFiles notes the block's files and their sizes, which spares readers requests.
+func (w *writer) listFiles() error {
+	segments, err := localSegments(w.dir)
+	if err != nil {
+		return err
+	}
+	t := &w.meta.Thanos
+	t.Files, t.SegmentFiles = nil, nil
+	for _, name := range append(segments, IndexFilename) {
+		st, err := os.Stat(filepath.Join(w.dir, filepath.FromSlash(name)))
+		if err != nil {
+			return fmt.Errorf("size of %s: %w", name, err)
+		}
+		t.Files = append(t.Files, File{RelPath: name, SizeBytes: st.Size()})
+	}
+	t.Files = append(t.Files, File{RelPath: MetaFilename})
+	for _, name := range segments {
+		t.SegmentFiles = append(t.SegmentFiles, filepath.Base(name))
+	}
+	return nil
+}
