@@ -1,0 +1,164 @@
+package speed
+
+import (
+	"math"
+	"slices"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+
+	"github.com/millrace/millrace/pkg/merge"
+)
+
+// chunkSeries is a series that a query found.
+type chunkSeries struct {
+	labels     labels.Labels
+	sh         *shard
+	ref        uint32
+	mint, maxt int64
+	withST     bool
+}
+
+func (c *chunkSeries) Labels() labels.Labels { return c.labels }
+
+// Iterator takes a snapshot of the series' chunks that reach into the range, and merges late ones in as it is advanced.
+func (c *chunkSeries) Iterator(chunks.Iterator) chunks.Iterator {
+	snap, err := c.snapshot()
+	if err != nil {
+		return failedChunks{err}
+	}
+	if len(snap.late) == 0 && len(snap.buf) == 0 {
+		return storage.NewListChunkSeriesIterator(snap.inOrder...)
+	}
+	layers, err := snap.layers(c.labels, c.withST)
+	if err != nil {
+		return failedChunks{err}
+	}
+	// Trimmed: outside the range, what should replace a sample may have been left out.
+	return merge.Chunks(layers, c.mint, c.maxt, merge.EncodeOptions{StartTimestamps: c.withST})
+}
+
+// snapshot is a series at one moment.
+type snapshot struct {
+	inOrder []chunks.Meta
+	late    []chunks.Meta // In the order in which they were made.
+	buf     []lateSample  // A copy.
+}
+
+func (c *chunkSeries) snapshot() (snapshot, error) {
+	c.sh.reg.mu.RLock()
+	defer c.sh.reg.mu.RUnlock()
+	s := c.sh.series(c.ref)
+	var snap snapshot
+	if n := c.count(s.closed) + 1; n > 0 {
+		snap.inOrder = make([]chunks.Meta, 0, n)
+	}
+	if err := c.open(s.closed, &snap.inOrder); err != nil {
+		return snap, err
+	}
+	if err := c.openHead(s, &snap.inOrder); err != nil {
+		return snap, err
+	}
+	if l := s.late; l != nil {
+		if err := c.open(l.chunks, &snap.late); err != nil {
+			return snap, err
+		}
+		if len(l.buf) > 0 && l.mint <= c.maxt && c.mint <= l.maxt {
+			snap.buf = slices.Clone(l.buf)
+		}
+	}
+	return snap, nil
+}
+
+func (c *chunkSeries) count(refs []chunkRef) (n int) {
+	for _, r := range refs {
+		if r.overlaps(c.mint, c.maxt) {
+			n++
+		}
+	}
+	return n
+}
+
+// open appends those of the closed chunks that reach into the range.
+func (c *chunkSeries) open(refs []chunkRef, out *[]chunks.Meta) error {
+	for _, r := range refs {
+		if !r.overlaps(c.mint, c.maxt) {
+			continue
+		}
+		meta, err := c.sh.arena.open(r)
+		if err != nil {
+			return err
+		}
+		*out = append(*out, meta)
+	}
+	return nil
+}
+
+// openHead appends a copy of the chunk to which samples are being appended.
+func (c *chunkSeries) openHead(s *series, out *[]chunks.Meta) error {
+	data, enc, mint, maxt := s.xor.buf, chunkenc.EncXOR, s.mint, s.lastT
+	if s.xor.n == 0 {
+		if s.enc == nil {
+			return nil
+		}
+		open, ok := s.enc.Open()
+		if !ok {
+			return nil
+		}
+		data, enc, mint, maxt = open.Chunk.Bytes(), open.Chunk.Encoding(), open.MinTime, open.MaxTime
+	}
+	if mint > c.maxt || maxt < c.mint {
+		return nil
+	}
+	meta, err := openChunk(slices.Clone(data), enc, mint, maxt)
+	if err != nil {
+		return err
+	}
+	*out = append(*out, meta)
+	return nil
+}
+
+// layers turns a snapshot into series in order of precedence. Late chunks that follow one another in time share a layer: a
+// device that delivers two weeks in order makes one layer of a thousand chunks.
+func (s *snapshot) layers(ls labels.Labels, withST bool) ([]storage.ChunkSeries, error) {
+	out := []storage.ChunkSeries{&layer{ls, s.inOrder}}
+	last := int64(math.MaxInt64)
+	for _, meta := range s.late {
+		if meta.MinTime <= last {
+			out = append(out, &layer{labels: ls})
+		}
+		l, _ := out[len(out)-1].(*layer)
+		l.metas = append(l.metas, meta)
+		last = meta.MaxTime
+	}
+	if len(s.buf) > 0 {
+		l := &layer{labels: ls}
+		err := encodeLate(settle(s.buf), withST, func(meta chunks.Meta) { l.metas = append(l.metas, meta) })
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// layer is a list of chunks as a series.
+type layer struct {
+	labels labels.Labels
+	metas  []chunks.Meta
+}
+
+func (l *layer) Labels() labels.Labels { return l.labels }
+
+func (l *layer) Iterator(chunks.Iterator) chunks.Iterator {
+	return storage.NewListChunkSeriesIterator(l.metas...)
+}
+
+// failedChunks is an iterator without chunks that reports an error.
+type failedChunks struct{ err error }
+
+func (failedChunks) At() chunks.Meta { return chunks.Meta{} }
+func (failedChunks) Next() bool      { return false }
+func (f failedChunks) Err() error    { return f.err }

@@ -1,0 +1,212 @@
+package speed
+
+import (
+	"math"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+
+	"github.com/millrace/millrace/pkg/ingest"
+)
+
+// Options of a generation.
+type Options struct {
+	// Number is the generation's place in the order of generations.
+	Number uint64
+	// Shards is rounded up to a power of two; 0 means 16.
+	Shards int
+	// FirstIndex is the index of the first request.
+	FirstIndex uint64
+	// Previous, if not nil, is a generation from which the labels of series met again are taken. Only its registry is kept
+	// alive by this, until the new generation is sealed.
+	Previous *Generation
+	// StartTimestamps keeps start timestamps, in chunk encodings that older readers do not know.
+	StartTimestamps bool
+	// Metrics may be shared by generations; nil means none that anyone sees.
+	Metrics *Metrics
+}
+
+const (
+	defaultShards = 16
+	maxShards     = 1 << 12
+)
+
+// Generation holds everything that arrived between two seals. All methods may be called at the same time.
+type Generation struct {
+	number          uint64
+	startTimestamps bool
+	metrics         *Metrics
+	shards          []shard
+	regs            registries
+	previous        atomic.Pointer[registries]
+
+	series, samples, late, duplicates, bytes atomic.Int64
+	minTime, maxTime                         atomic.Int64
+}
+
+// NewGeneration returns an empty generation.
+func NewGeneration(o Options) *Generation {
+	n := o.Shards
+	if n <= 0 {
+		n = defaultShards
+	}
+	n = 1 << bits.Len(uint(min(n, maxShards)-1))
+	g := &Generation{
+		number:          o.Number,
+		startTimestamps: o.StartTimestamps,
+		metrics:         o.Metrics,
+		shards:          make([]shard, n),
+		regs:            registries{shift: uint(64 - bits.TrailingZeros(uint(n))), regs: make([]*registry, n)},
+	}
+	if g.metrics == nil {
+		g.metrics = NewMetrics(nil)
+	}
+	for i := range g.shards {
+		g.regs.regs[i] = &registry{}
+		g.shards[i].reg = g.regs.regs[i]
+		g.shards[i].turn.next = o.FirstIndex
+	}
+	if o.Previous != nil {
+		regs := o.Previous.regs
+		g.previous.Store(&regs)
+	}
+	g.minTime.Store(math.MaxInt64)
+	g.maxTime.Store(math.MinInt64)
+	return g
+}
+
+// AppendStats says what became of a request's samples. Times are in milliseconds.
+type AppendStats struct {
+	Samples    int // That were stored, histograms included; Late among them.
+	Late       int // Not newer than their series' last one.
+	Duplicates int // Equal to the bit to their series' last one, and dropped.
+	Failed     int // That could not be encoded; never, for validated requests.
+	Created    int // Series.
+	HandedOver int // Of these, those whose labels the previous generation had.
+	// Of the stored samples; MinTime > MaxTime if there are none.
+	MinTime, MaxTime int64
+
+	chunks, lateChunks int
+}
+
+// scratch is what Append needs for the time of a call.
+type scratch struct {
+	order   []uint32 // Indexes into the batch, by shard.
+	ends    []uint32 // Where each shard's part of order ends.
+	passage passage
+}
+
+var scratches = sync.Pool{New: func() any { return &scratch{passage: newPassage()} }}
+
+// group sorts the series that have samples by shard, keeping their order inside each.
+func (sc *scratch) group(list []ingest.Series, shards int, shift uint) {
+	if cap(sc.ends) < shards+1 {
+		sc.ends = make([]uint32, shards+1)
+	}
+	sc.ends = sc.ends[:shards+1]
+	clear(sc.ends)
+	for i := range list {
+		if hasSamples(&list[i]) {
+			sc.ends[list[i].Hash>>shift+1]++
+		}
+	}
+	for i := range shards {
+		sc.ends[i+1] += sc.ends[i]
+	}
+	n := int(sc.ends[shards])
+	if cap(sc.order) < n {
+		sc.order = make([]uint32, n)
+	}
+	sc.order = sc.order[:n]
+	for i := range list { // Moves each shard's start to its end.
+		if hasSamples(&list[i]) {
+			at := &sc.ends[list[i].Hash>>shift]
+			sc.order[*at] = uint32(i)
+			*at++
+		}
+	}
+}
+
+func hasSamples(s *ingest.Series) bool { return len(s.Floats)+len(s.Histograms) > 0 }
+
+// Append applies the request with the given index. It waits until those with lower indexes have been applied, shard by
+// shard, and returns when its samples are visible. Every index is given to Append or Skip exactly once, and none after Seal.
+// The batch is read only, and not kept.
+func (g *Generation) Append(index uint64, b *ingest.Batch) AppendStats {
+	sc, _ := scratches.Get().(*scratch)
+	sc.group(b.Series, len(g.shards), g.regs.shift)
+	w := writer{startTimestamps: g.startTimestamps}
+	w.MinTime, w.MaxTime = math.MaxInt64, math.MinInt64
+	start := uint32(0)
+	for i := range g.shards {
+		end := sc.ends[i]
+		g.visit(index, &g.shards[i], b, sc.order[start:end], sc.passage, &w)
+		start = end
+	}
+	scratches.Put(sc)
+	g.metrics.count(&w.AppendStats)
+	return w.AppendStats
+}
+
+// visit waits for the request's turn at a shard, applies its part and passes the turn on, whatever happens.
+func (g *Generation) visit(index uint64, sh *shard, b *ingest.Batch, list []uint32, p passage, w *writer) {
+	sh.turn.wait(index, p)
+	defer sh.turn.pass()
+	if len(list) == 0 {
+		return
+	}
+	before := *w
+	sh.apply(g, b, list, w)
+	g.account(&before, w)
+}
+
+// account makes visible in Stats what a shard's part added.
+func (g *Generation) account(before, w *writer) {
+	add(&g.series, w.Created-before.Created)
+	add(&g.samples, w.Samples-before.Samples)
+	add(&g.late, w.Late-before.Late)
+	add(&g.duplicates, w.Duplicates-before.Duplicates)
+	add(&g.bytes, w.bytes-before.bytes)
+	for old := g.minTime.Load(); w.MinTime < old && !g.minTime.CompareAndSwap(old, w.MinTime); old = g.minTime.Load() {
+	}
+	for old := g.maxTime.Load(); w.MaxTime > old && !g.maxTime.CompareAndSwap(old, w.MaxTime); old = g.maxTime.Load() {
+	}
+}
+
+func add(a *atomic.Int64, n int) {
+	if n != 0 {
+		a.Add(int64(n))
+	}
+}
+
+// Skip gives up an index, for a request whose log write failed. It does not wait.
+func (g *Generation) Skip(index uint64) {
+	for i := range g.shards {
+		g.shards[i].turn.skip(index)
+	}
+}
+
+// Seal says that there will be no more appends: the caller has waited for all to return. It lets go of the previous generation.
+func (g *Generation) Seal() { g.previous.Store(nil) }
+
+// Number returns the generation's number.
+func (g *Generation) Number() uint64 { return g.number }
+
+// Stats describes a generation.
+type Stats struct {
+	Series     int64
+	Samples    int64 // That were stored; those that a later one with the same timestamp replaces are counted too.
+	Late       int64 // Of these, those that came out of order.
+	Duplicates int64 // That were dropped.
+	Bytes      int64 // Memory, estimated; strings shared with the previous generation are counted in both.
+	// Of all samples, in milliseconds; MinTime > MaxTime if there are none.
+	MinTime, MaxTime int64
+}
+
+// Stats is cheap enough to be called for every request.
+func (g *Generation) Stats() Stats {
+	return Stats{
+		Series: g.series.Load(), Samples: g.samples.Load(), Late: g.late.Load(), Duplicates: g.duplicates.Load(),
+		Bytes: g.bytes.Load(), MinTime: g.minTime.Load(), MaxTime: g.maxTime.Load(),
+	}
+}
