@@ -1,0 +1,356 @@
+//go:build mage
+
+// What is built, run and checked here. `go tool mage -l` lists the targets.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/grafana/grafana-plugin-sdk-go/build"
+	"github.com/magefile/mage/mg"
+	"github.com/magefile/mage/sh"
+)
+
+// Default is what plain `go tool mage` does.
+var Default = BuildAll
+
+// goPackages leaves out what npm brings: some of its packages hold Go files.
+var goPackages = []string{"./cmd/...", "./pkg/..."}
+
+type platform struct{ os, arch string }
+
+func (p platform) String() string { return p.os + "/" + p.arch }
+
+// pluginPlatforms are those that Grafana itself is built for.
+var pluginPlatforms = []platform{
+	{"linux", "amd64"},
+	{"linux", "arm64"},
+	{"darwin", "amd64"},
+	{"darwin", "arm64"},
+	{"windows", "amd64"},
+	{"windows", "arm64"},
+}
+
+// serverPlatforms are where `millrace` runs: small machines too.
+var serverPlatforms = append(slices.Clone(pluginPlatforms), platform{"linux", "arm"})
+
+func init() {
+	must(build.SetBeforeBuildCallback(func(cfg build.Config) (build.Config, error) {
+		cfg.RootPackagePath = "./cmd/gpx_millrace"
+		cfg.EnableCGo = false
+		cfg.CustomVars = versionVars()
+		cfg.Env["GOFLAGS"] = strings.TrimSpace(os.Getenv("GOFLAGS") + " -trimpath")
+		return cfg, nil
+	}))
+}
+
+// BuildAll builds the plugin for every platform into dist/, and the server for every platform into bin/.
+func BuildAll() {
+	// The front end's build clears dist/; it keeps executables, but not half-written ones.
+	mg.SerialDeps(Frontend, Backend, Servers)
+}
+
+// Plugin builds the plugin into dist/, for this platform only.
+func Plugin() error {
+	mg.Deps(Frontend)
+	return buildPlugin(platform{runtime.GOOS, runtime.GOARCH})
+}
+
+// Frontend builds the plugin's front end into dist/.
+func Frontend() error {
+	mg.Deps(nodeModules)
+	return sh.RunV("npm", "run", "build")
+}
+
+// Backend builds the plugin's executables for every platform into dist/.
+func Backend() error {
+	for _, p := range pluginPlatforms {
+		if err := buildPlugin(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Servers builds `millrace` for every platform into bin/.
+func Servers() error {
+	for _, p := range serverPlatforms {
+		name := fmt.Sprintf("millrace_%s_%s", p.os, p.arch)
+		if p.os == "windows" {
+			name += ".exe"
+		}
+		if err := buildServer(filepath.Join("bin", name), p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Server builds `millrace` for this platform into bin/.
+func Server() error {
+	return buildServer(server(), platform{runtime.GOOS, runtime.GOARCH})
+}
+
+// Run builds the server, if it is not up to date, and runs it with its data in ./data.
+func Run(ctx context.Context) error {
+	mg.CtxDeps(ctx, Server)
+	return runUntilStopped(ctx, server(), "serve", "--storage.path=./data")
+}
+
+// Dev builds the front end again at every change, with what a debugger needs.
+func Dev() error {
+	mg.Deps(nodeModules)
+	return sh.RunV("npm", "run", "dev")
+}
+
+// Test checks everything that CI checks.
+func Test() {
+	mg.SerialDeps(Lint, TestGo, TestFrontend, BuildAll, TestModules)
+}
+
+// Lint checks form and usual mistakes, in Go and in the front end.
+func Lint() error {
+	mg.SerialDeps(lintGo, nodeModules)
+	if err := sh.RunV("npm", "run", "typecheck"); err != nil {
+		return err
+	}
+	return sh.RunV("npm", "run", "lint")
+}
+
+// Format brings all sources into form.
+func Format() error {
+	if err := eachModule(linter, "fmt"); err != nil {
+		return err
+	}
+	mg.Deps(nodeModules)
+	return sh.RunV("npm", "run", "lint:fix")
+}
+
+// TestGo runs the packages' own tests with the race detector.
+func TestGo() error {
+	args := []string{"test", "-race", "-timeout=20m"}
+	if os.Getenv("CGO_ENABLED") == "0" || !hasCompiler() {
+		fmt.Fprintln(os.Stderr, "no C compiler: the tests run without the race detector")
+		args = slices.DeleteFunc(args, func(a string) bool { return a == "-race" })
+	}
+	return sh.RunV("go", append(args, goPackages...)...)
+}
+
+// TestFrontend runs the front end's tests.
+func TestFrontend() error {
+	mg.Deps(nodeModules)
+	return sh.RunV("npm", "run", "test:ci")
+}
+
+// TestModules runs the tests that need what Millrace itself does not: those of the modules below test/.
+func TestModules() error {
+	dirs, err := testModules()
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := runIn(dir, "go", "test", "-timeout=60m", "./..."); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Clean removes what was built.
+func Clean() error {
+	for _, dir := range []string{"bin", "coverage", "dist"} {
+		if err := sh.Rm(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func lintGo() error {
+	if err := eachModule("go", "vet"); err != nil {
+		return err
+	}
+	return eachModule(linter, "run")
+}
+
+// linter stands for golangci-lint in the version of tools/go.mod.
+const linter = "golangci-lint"
+
+// eachModule runs a check over the packages of this module and of those below test/.
+func eachModule(cmd string, args ...string) error {
+	dirs, err := testModules()
+	if err != nil {
+		return err
+	}
+	tools, err := filepath.Abs(filepath.Join("tools", "go.mod"))
+	if err != nil {
+		return err
+	}
+	if cmd == linter {
+		cmd, args = "go", append([]string{"tool", "-modfile=" + tools, linter}, args...)
+	}
+	if err := runIn(".", cmd, append(args, goPackages...)...); err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := runIn(dir, cmd, append(args, "./...")...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// testModules returns the folders of the modules below test/.
+func testModules() ([]string, error) {
+	var dirs []string
+	for _, pattern := range []string{"test/go.mod", "test/*/go.mod"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range found {
+			dirs = append(dirs, filepath.Dir(f))
+		}
+	}
+	return dirs, nil
+}
+
+// nodeModules installs the front end's packages unless they are there, and those of the present lock file.
+func nodeModules() error {
+	installed, err := os.Stat(filepath.Join("node_modules", ".package-lock.json"))
+	if err == nil {
+		lock, err := os.Stat("package-lock.json")
+		if err != nil {
+			return err
+		}
+		if !lock.ModTime().After(installed.ModTime()) {
+			return nil
+		}
+	}
+	if _, err := exec.LookPath("npm"); err != nil {
+		return errors.New("the front end needs Node.js 20 or newer with npm")
+	}
+	return sh.RunV("npm", "ci", "--no-audit", "--no-fund")
+}
+
+func buildPlugin(p platform) error {
+	fmt.Println("plugin", p)
+	if err := (build.Build{}).Custom(p.os, p.arch); err != nil {
+		return fmt.Errorf("build the plugin for %s: %w", p, err)
+	}
+	return nil
+}
+
+func buildServer(out string, p platform) error {
+	fmt.Println(out)
+	env := map[string]string{"GOOS": p.os, "GOARCH": p.arch, "CGO_ENABLED": "0"}
+	if p.arch == "arm" {
+		env["GOARM"] = "7"
+	}
+	flags := []string{"-s", "-w"}
+	for name, value := range versionVars() {
+		flags = append(flags, fmt.Sprintf("-X '%s=%s'", name, value))
+	}
+	slices.Sort(flags) // The same flags in the same order, or the linker runs again.
+	return sh.RunWithV(env, "go", "build", "-trimpath", "-ldflags", strings.Join(flags, " "), "-o", out, "./cmd/millrace")
+}
+
+// server is where this platform's server is built.
+func server() string {
+	if runtime.GOOS == "windows" {
+		return filepath.Join("bin", "millrace.exe")
+	}
+	return filepath.Join("bin", "millrace")
+}
+
+// versionVars are what both commands say about themselves. The number stands in package.json, where Grafana's tools look for it.
+func versionVars() map[string]string {
+	raw, err := os.ReadFile("package.json")
+	must(err)
+	var pkg struct{ Version string }
+	must(json.Unmarshal(raw, &pkg))
+	return map[string]string{"github.com/prometheus/common/version.Version": pkg.Version}
+}
+
+// runUntilStopped runs a command in the foreground until it ends by itself or is asked to. It hands signals on, and leaves no process
+// behind: a terminal's Ctrl-C reaches the whole process group, a SIGTERM only the outermost `go`, which takes mage with it but not what
+// mage had started.
+func runUntilStopped(ctx context.Context, name string, args ...string) error {
+	cmd := exec.Command(name, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+
+	parent := os.Getppid()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	interrupted := ctx.Done()
+	var overdue <-chan time.Time
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-interrupted: // Ctrl-C: the command has had it too, as a rule.
+			interrupted, overdue = nil, time.After(2*time.Second)
+		case <-overdue:
+			stop(cmd)
+		case <-signals:
+			stop(cmd)
+		case <-tick.C:
+			if os.Getppid() != parent {
+				stop(cmd)
+				parent = os.Getppid()
+			}
+		}
+	}
+}
+
+func stop(cmd *exec.Cmd) {
+	if runtime.GOOS == "windows" {
+		_ = cmd.Process.Kill()
+		return
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+}
+
+func runIn(dir, name string, args ...string) error {
+	fmt.Println(strings.Join(append([]string{name}, args...), " "), "in", dir)
+	cmd := exec.Command(name, args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, os.Stdout, os.Stderr
+	return cmd.Run()
+}
+
+func hasCompiler() bool {
+	for _, name := range []string{os.Getenv("CC"), "cc", "gcc", "clang"} {
+		if name == "" {
+			continue
+		}
+		if _, err := exec.LookPath(name); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
