@@ -85,15 +85,47 @@ func Open(dir string, o Options) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open write-ahead log %s: %w", dir, err)
 	}
-	for _, name := range list.temporary {
+	for _, name := range list.leftovers {
 		if err := o.FS.Remove(filepath.Join(dir, name)); err != nil {
 			return nil, fmt.Errorf("open write-ahead log %s: %w", dir, err)
 		}
 	}
-	if err := list.sync(dir, o); err != nil {
-		return nil, fmt.Errorf("open write-ahead log %s: %w", dir, err)
+	l := start(dir, o, end, list)
+	if err := l.syncLast(list); err != nil {
+		return nil, errors.Join(fmt.Errorf("open write-ahead log %s: %w", dir, err), l.Close())
 	}
-	return start(dir, o, end, list), nil
+	return l, nil
+}
+
+// syncLast makes the last segment of an existing log durable: the process that wrote it may not have come to it. The others were synced before
+// they were left.
+func (l *Log) syncLast(list *segmentList) error {
+	if len(list.segments) == 0 {
+		return nil
+	}
+	last := list.segments[len(list.segments)-1]
+	f, err := l.o.FS.OpenFile(filepath.Join(l.dir, last.name), os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	if !last.ok {
+		return errors.Join(f.Sync(), f.Close(), l.o.FS.SyncDir(l.dir))
+	}
+	seg := &segment{number: last.number, name: last.name, f: f, base: mark{last.header.start, last.header.seq}}
+	seg.off, seg.seq = segmentHeaderSize+l.end.pos-seg.base.pos, l.end.seq
+	seg.syncedSeq = seg.base.seq
+
+	l.acquire()
+	defer l.release()
+	l.mu.Lock()
+	l.cur = seg
+	l.mu.Unlock()
+	if l.syncSegment(seg) != nil {
+		_ = l.replace(seg, l.end) // reported there and kept as l.risk
+		return nil
+	}
+	l.leave(seg)
+	return nil
 }
 
 func start(dir string, o Options, end mark, list *segmentList) *Log {

@@ -14,8 +14,8 @@
 //	DIR/00000001.wal    segments: 48 bytes of segment header, then frames; numbers grow, and may leave gaps
 //	DIR/00000007.wal.tmp  a segment being rewritten; ignored, removed by Open
 //
-// A frame is 24 bytes (sync marker, length of the record, sequence number of the record in this log, CRC-32C of the
-// record, CRC-32C of those four) and the record. Both checksums start from the log's id, so that bytes which a client sends
+// A frame is 24 bytes (sync marker, length of the record, attempt, sequence number of the record in this log, CRC-32C of the
+// record, CRC-32C of all these) and the record. Both checksums start from the log's id, so that bytes which a client sends
 // can never be taken for a frame, not even by the search for the next frame behind a damaged one. As the frame's
 // header has a checksum of its own, a damaged record is skipped by its length; only where the header itself is damaged is the
 // next frame searched for. A length is used only after its checksum was found right and it is within MaxRecordSize and the
@@ -23,7 +23,8 @@
 //
 // A segment's header carries the position (bytes of frames before it, in the whole log) and the sequence number of its
 // first record. So replay knows what a missing or shortened segment held, and ignores what stands behind the good
-// part of a segment. The sequence number counts records that were written; indexes, which Enqueue gives out, also count those
+// part of a segment. The attempt counts the failed writes in a segment: should a power cut undo the truncation behind one of them, its frames
+// are known by it. The sequence number counts records that were written; indexes, which Enqueue gives out, also count those
 // that failed, and are not on disk.
 //
 // Create builds the log beside its final place and renames it: a crash leaves a whole log or a folder whose name begins with

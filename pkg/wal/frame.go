@@ -7,10 +7,11 @@ import (
 	"math"
 )
 
-// A frame: marker 4 | length 4 | sequence number 8 | CRC-32C of the record 4 | CRC-32C of these 20 bytes 4 | record.
+// A frame: marker 4 | length 4 | attempt 2 | sequence number 6 | CRC-32C of the record 4 | CRC-32C of these 20 bytes 4 | record.
 // Integers are big-endian.
 const (
 	frameHeaderSize = 24
+	maxSeq          = 1<<48 - 1
 	maxFramePayload = math.MaxInt32 - frameHeaderSize // fits an int on 32 bit
 )
 
@@ -27,17 +28,18 @@ func checksum(id uint64, b []byte) uint32 {
 }
 
 type frameHeader struct {
-	length int64
-	seq    uint64
-	crc    uint32
+	length  int64
+	attempt uint16
+	seq     uint64
+	crc     uint32
 }
 
 // sealFrame fills the frame header at the start of frame, which holds the record behind it.
-func sealFrame(id, seq uint64, frame []byte) {
+func sealFrame(id uint64, attempt uint16, seq uint64, frame []byte) {
 	record := frame[frameHeaderSize:]
 	copy(frame, marker[:])
 	binary.BigEndian.PutUint32(frame[4:], uint32(len(record)))
-	binary.BigEndian.PutUint64(frame[8:], seq)
+	binary.BigEndian.PutUint64(frame[8:], uint64(attempt)<<48|seq&maxSeq)
 	binary.BigEndian.PutUint32(frame[16:], checksum(id, record))
 	binary.BigEndian.PutUint32(frame[20:], checksum(id, frame[:20]))
 }
@@ -49,8 +51,9 @@ func parseFrameHeader(id uint64, b []byte) (h frameHeader, ok bool) {
 		return frameHeader{}, false
 	}
 	return frameHeader{
-		length: int64(binary.BigEndian.Uint32(b[4:])),
-		seq:    binary.BigEndian.Uint64(b[8:]),
-		crc:    binary.BigEndian.Uint32(b[16:]),
+		length:  int64(binary.BigEndian.Uint32(b[4:])),
+		attempt: binary.BigEndian.Uint16(b[8:]),
+		seq:     binary.BigEndian.Uint64(b[8:]) & maxSeq,
+		crc:     binary.BigEndian.Uint32(b[16:]),
 	}, true
 }

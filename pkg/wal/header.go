@@ -144,7 +144,7 @@ func parseSegmentHeader(b []byte) (h segmentHeader, ok bool) {
 		start:  int64(binary.BigEndian.Uint64(b[24:])),
 		seq:    binary.BigEndian.Uint64(b[32:]),
 	}
-	return h, h.start >= 0 && h.start <= maxPosition && h.seq <= maxPosition
+	return h, h.start >= 0 && h.start <= maxPosition && h.seq <= maxSeq
 }
 
 func segmentName(number uint64) string {

@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -110,4 +111,23 @@ func (m *memFS) names(t testing.TB, dir string) []string {
 		names = append(names, e.Name())
 	}
 	return names
+}
+
+// resum makes the checksum of a header file right again.
+func resum(b []byte) []byte {
+	sum := len(b) - headerTrailer
+	return binary.BigEndian.AppendUint32(b[:sum], checksum(0, b[:sum]))
+}
+
+// dieAfter lets the machine die after so many operations.
+func (m *memFS) dieAfter(ops int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.life = ops + 1
+}
+
+func (m *memFS) gone() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dead
 }

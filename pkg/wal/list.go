@@ -21,8 +21,8 @@ type diskSegment struct {
 
 // segmentList is what is found in the folder of a log.
 type segmentList struct {
-	segments  []diskSegment // by number, without those that are shorter than their header
-	temporary []string      // interrupted rewrites
+	segments  []diskSegment // by number, without those that hold nothing and have no header
+	leftovers []string      // of interrupted rewrites, and segments whose beginning was interrupted
 	highest   uint64        // number of all segments, also of those that are not usable
 }
 
@@ -44,13 +44,14 @@ func listSegments(dir string, o Options) (*segmentList, error) {
 		switch {
 		case e.IsDir():
 		case temporary:
-			list.temporary = append(list.temporary, e.Name())
+			list.leftovers = append(list.leftovers, e.Name())
 		default:
 			s, err := statSegment(dir, number, o)
 			if err != nil {
 				return nil, err
 			}
-			if s.size >= segmentHeaderSize {
+			// One that was not begun properly holds nothing, and must not keep its neighbours from knowing each other.
+			if s.ok || s.size > segmentHeaderSize {
 				list.segments = append(list.segments, s)
 			}
 		}
@@ -109,7 +110,7 @@ func (list *segmentList) id(o Options) uint64 {
 	return 0
 }
 
-// end finds where a log ends, from its last segment that knows where it begins.
+// end finds where a log ends, from its last segment that knows where it begins, and takes segments without anything in them off the list.
 func (list *segmentList) end(dir string, o Options) (mark, error) {
 	r := replayer{dir: dir, o: o, id: o.id}
 	rest := list.segments
@@ -120,21 +121,7 @@ func (list *segmentList) end(dir string, o Options) (mark, error) {
 		}
 	}
 	err := r.run(rest)
+	list.leftovers = append(list.leftovers, r.void...)
+	list.segments = slices.DeleteFunc(list.segments, func(s diskSegment) bool { return slices.Contains(r.void, s.name) })
 	return r.at, err
-}
-
-// sync makes the last segment durable: the process that wrote it may not have come to it. The others were synced before they were left.
-func (list *segmentList) sync(dir string, o Options) error {
-	if len(list.segments) == 0 {
-		return nil
-	}
-	last := list.segments[len(list.segments)-1]
-	f, err := o.FS.OpenFile(filepath.Join(dir, last.name), os.O_RDWR)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return o.FS.SyncDir(dir)
 }

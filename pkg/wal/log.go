@@ -178,10 +178,10 @@ func (g *group) add(parts [][]byte) {
 	g.ends = append(g.ends, len(g.buf))
 }
 
-func (g *group) seal(id, seq uint64) {
+func (g *group) seal(id uint64, attempt uint16, seq uint64) {
 	from := 0
 	for i, end := range g.ends {
-		sealFrame(id, seq+uint64(i), g.buf[from:end])
+		sealFrame(id, attempt, seq+uint64(i), g.buf[from:end])
 		from = end
 	}
 }
@@ -220,7 +220,7 @@ func (l *Log) commit(g *group) error {
 		return err
 	}
 	before := l.end
-	g.seal(l.id, before.seq)
+	g.seal(l.id, seg.attempt, before.seq)
 	if err := writeFull(seg.f, g.buf, seg.off); err != nil {
 		l.cutBack(seg)
 		return fmt.Errorf("write %d records to segment %s: %w", len(g.ends), seg.name, err)

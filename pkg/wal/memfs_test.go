@@ -22,6 +22,7 @@ type memFS struct {
 	mu       sync.Mutex
 	root     *memNode
 	dead     bool
+	life     int   // operations before it dies, plus one; 0 is no limit
 	capacity int64 // bytes of all files; 0 is no limit
 	// fault is asked before every operation ("open", "create", "mkdir", "read", "write", "sync", "truncate", "close", "rename", "remove",
 	// "readdir", "syncdir"); a shortWrite lets a write get so far.
@@ -150,6 +151,10 @@ func (n *memNode) size() int64 {
 }
 
 func (m *memFS) check(op, name string) error {
+	if m.life > 0 {
+		m.life--
+		m.dead = m.dead || m.life == 0
+	}
 	if m.dead {
 		return errDead
 	}
@@ -424,6 +429,9 @@ func (f *memFile) Sync() error {
 	f.fs.mu.Lock()
 	defer f.fs.mu.Unlock()
 	err := f.check("sync")
+	if errors.Is(err, errDead) {
+		return err
+	}
 	if err == nil {
 		for _, w := range f.node.writes {
 			f.node.disk = w.apply(f.node.disk)

@@ -58,8 +58,9 @@ type replayer struct {
 	record func([]byte) error
 	stats  Stats
 
-	at   mark // where the walk is in the log, and which record should come next
-	lost bool // the walk has just come out of a lost region: what is missing here belongs to it
+	void []string // segments that an interrupted write left without anything in them
+	at   mark     // where the walk is in the log, and which record should come next
+	lost bool     // the walk has just come out of a lost region: what is missing here belongs to it
 }
 
 func (r *replayer) replay(header func([]byte) error) error {
@@ -148,6 +149,9 @@ func (r *replayer) segment(s diskSegment, end int64, last bool) error {
 				}
 			}
 			if torn {
+				if f.bad.size() == s.size {
+					r.void = append(r.void, s.name)
+				}
 				r.stats.TornTail = true
 				r.stats.TornBytes += f.bad.size()
 				r.at.pos = base + max(0, f.bad.from-segmentHeaderSize)
@@ -163,7 +167,7 @@ func (r *replayer) segment(s diskSegment, end int64, last bool) error {
 
 // torn tells whether a damaged region at the end of the log is an interrupted write, rather than something that was whole once.
 func (s *scanner) torn(f found) (bool, error) {
-	if f.partial || (f.known == 0 && f.bad.size() < frameHeaderSize) {
+	if f.partial || f.stale || (f.known == 0 && f.bad.size() < frameHeaderSize) {
 		return true, nil
 	}
 	return s.unwritten(f.bad)

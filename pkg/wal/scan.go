@@ -22,6 +22,8 @@ type scanner struct {
 	max  int64 // largest record
 	skip bool  // pages that cannot be read are read as zeros
 
+	attempt uint16 // of the last frame: those of earlier ones behind it were cut off
+
 	buf []byte // the bytes of the file from off on
 	off int64
 }
@@ -36,6 +38,7 @@ type found struct {
 	bad     span   // the damaged region, before the record if there is one; may be empty
 	known   uint64 // one more than the highest sequence number of the damaged records whose frame header is whole
 	partial bool   // the region is a frame that is longer than the file
+	stale   bool   // the region begins with a frame that was cut off
 }
 
 type span struct{ from, to int64 }
@@ -60,6 +63,12 @@ func (s *scanner) next() (f found, ok bool, err error) {
 			continue
 		}
 		from, to := s.pos, s.pos+frameHeaderSize+h.length
+		if h.attempt < s.attempt {
+			// Its record may be overwritten in part: what is behind it begins anywhere.
+			f.stale = f.stale || from == f.bad.from
+			s.pos++
+			continue
+		}
 		if to > s.end {
 			if from > f.bad.from { // a region of its own: what is before it is damaged, this may be an interrupted write
 				f.bad.to = from
@@ -78,6 +87,7 @@ func (s *scanner) next() (f found, ok bool, err error) {
 			if record := b[frameHeaderSize:]; checksum(s.id, record) == h.crc {
 				f.record, f.seq, f.from, f.to = record, h.seq, from, to
 				f.bad.to = from
+				s.attempt = h.attempt
 				return f, true, nil
 			}
 		}

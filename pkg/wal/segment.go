@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -16,6 +17,8 @@ type segment struct {
 	name   string
 	f      File
 	base   mark // of its first frame
+	// attempt counts the failed writes that were cut back; with the token.
+	attempt uint16
 
 	// Guarded by Log.mu, changed with the token: the end of the good frames in this file, and the sequence number there.
 	off int64
@@ -49,22 +52,23 @@ func (l *Log) segment() (*segment, error) {
 		}
 	}
 	seg, err := l.create()
-	switch {
-	case err == nil:
-		l.stuck = false
-	case l.cur != nil:
+	if l.cur != nil && errors.Is(err, errNoFile) {
 		// The size of a segment is a wish, not a limit.
 		if !l.stuck {
 			l.o.Logger.Warn("write-ahead log goes on in a full segment", "dir", l.dir, "segment", l.cur.name, "err", err)
 		}
 		l.stuck = true
 		return l.cur, nil
-	default:
-		return nil, err
 	}
+	// Once there was a file with a header that says where this segment ends, even if it is deleted again, nothing may be
+	// added to this segment: a power cut can bring the file back.
 	if l.cur != nil {
 		l.leave(l.cur)
 	}
+	if err != nil {
+		return nil, err
+	}
+	l.stuck = false
 	l.enter(seg)
 	return seg, nil
 }
@@ -80,12 +84,15 @@ func (l *Log) create() (*segment, error) {
 	return seg, nil
 }
 
+// errNoFile says that not even the file of a segment could be made.
+var errNoFile = errors.New("cannot create the file")
+
 // createFile makes a file with the segment header for number l.number that begins at base. After an error there is no file.
 func (l *Log) createFile(name string, base mark) (*segment, error) {
 	path := filepath.Join(l.dir, name)
 	f, err := l.o.FS.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errNoFile, err)
 	}
 	h := segmentHeader{number: l.number, id: l.id, start: base.pos, seq: base.seq}
 	if err := writeFull(f, h.encode(), 0); err != nil {
@@ -128,7 +135,8 @@ func (l *Log) leave(seg *segment) {
 // one will say where the good part ended.
 func (l *Log) cutBack(seg *segment) {
 	err := seg.f.Truncate(seg.off)
-	if err == nil {
+	if err == nil && seg.attempt < math.MaxUint16 {
+		seg.attempt++
 		return
 	}
 	l.o.Logger.Warn("cutting back the write-ahead log failed, it goes on in a new segment", "dir", l.dir, "segment", seg.name, "err", err)
@@ -191,7 +199,7 @@ func (l *Log) replace(seg *segment, keep mark) error {
 		l.o.Logger.Warn("fsync failed, what was not synced is synced in a new segment", "err", failure)
 	} else {
 		failure.Err = errors.Join(cause, fmt.Errorf("write it again: %w", err))
-		l.giveUp(seg, keep, failure)
+		l.giveUp(seg, keep, fromSeq, failure)
 	}
 	if l.o.OnSyncFailure != nil {
 		l.o.OnSyncFailure(failure)
@@ -202,8 +210,8 @@ func (l *Log) replace(seg *segment, keep mark) error {
 	return failure
 }
 
-// giveUp leaves a segment that cannot be synced, whose part up to keep stays in the log.
-func (l *Log) giveUp(seg *segment, keep mark, failure *SyncError) {
+// giveUp leaves a segment that cannot be synced, whose part up to keep stays in the log and whose part up to fromSeq is durable.
+func (l *Log) giveUp(seg *segment, keep mark, fromSeq uint64, failure *SyncError) {
 	l.end = keep
 	cut := segmentHeaderSize + keep.pos - seg.base.pos
 	if cut < seg.off {
@@ -217,15 +225,12 @@ func (l *Log) giveUp(seg *segment, keep mark, failure *SyncError) {
 		l.o.Metrics.segments.Dec()
 		l.size.Add(-segmentHeaderSize)
 	}
-	if l.o.SyncEvery {
-		l.o.Logger.Error("fsync of the write-ahead log failed, the writes were refused", "err", failure)
+	atRisk := keep.seq - min(keep.seq, fromSeq) // acknowledged and not durable
+	if atRisk == 0 {
+		l.o.Logger.Error("fsync of the write-ahead log failed, what it was for is refused", "err", failure)
 		return
 	}
-	if failure.Records == 0 {
-		l.o.Logger.Warn("fsync of the write-ahead log failed with nothing to lose, it goes on in a new segment", "err", failure)
-		return
-	}
-	l.o.Metrics.atRisk.Add(float64(failure.Records))
+	l.o.Metrics.atRisk.Add(float64(atRisk))
 	l.o.Logger.Error("fsync of the write-ahead log failed, acknowledged records are lost if this machine dies now", "err", failure)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -281,7 +286,7 @@ func (l *Log) copyFrames(next, seg *segment, off int64) error {
 			from := len(buf)
 			buf = append(buf, make([]byte, frameHeaderSize)...)
 			buf = append(buf, f.record...)
-			sealFrame(l.id, f.seq, buf[from:])
+			sealFrame(l.id, next.attempt, f.seq, buf[from:])
 			next.seq++
 		}
 		if len(buf) >= readAhead || !ok {
