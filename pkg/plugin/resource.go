@@ -113,17 +113,31 @@ const cacheHeader = "X-Grafana-Cache"
 
 // CallResource implements backend.CallResourceHandler: the HTTP API of the contract, for whom it is meant.
 func (d *datasource) CallResource(ctx context.Context, req *backend.CallResourceRequest, sender backend.CallResourceResponseSender) error {
-	rec := newRecorder()
-	if r, err := newResourceRequest(ctx, req); err != nil {
-		writeAPIError(rec, http.StatusBadRequest, "bad_data", err.Error())
-	} else {
-		d.serveResource(rec, r, req)
-	}
+	rec := d.recordResource(ctx, req)
 	if keep := http.Header(req.Headers).Get(cacheHeader); keep != "" && rec.status/100 == 2 {
 		rec.header.Set(cacheHeader, "y")
 		rec.header.Set("Cache-Control", keep)
 	}
 	return sender.Send(&backend.CallResourceResponse{Status: rec.status, Headers: rec.header, Body: rec.body.Bytes()})
+}
+
+// recordResource answers one resource call, and survives it.
+func (d *datasource) recordResource(ctx context.Context, req *backend.CallResourceRequest) (rec *recorder) {
+	rec = newRecorder()
+	defer func() {
+		if v := recover(); v != nil {
+			d.logger.FromContext(ctx).Error("a resource call panicked", "path", req.Path, "panic", v, "stack", string(debug.Stack()))
+			rec = newRecorder() // without the half of an answer
+			writeAPIError(rec, http.StatusInternalServerError, "internal", "the call failed unexpectedly")
+		}
+	}()
+	r, err := newResourceRequest(ctx, req)
+	if err != nil {
+		writeAPIError(rec, http.StatusBadRequest, "bad_data", err.Error())
+		return rec
+	}
+	d.serveResource(rec, r, req)
+	return rec
 }
 
 // newResourceRequest makes the HTTP request that Grafana got, as far as it passes it on.
@@ -170,12 +184,6 @@ func (r *recorder) Write(p []byte) (int, error) {
 
 // serveResource answers one resource call on w. Its refusals are JSON as Prometheus's errors are.
 func (d *datasource) serveResource(w http.ResponseWriter, r *http.Request, req *backend.CallResourceRequest) {
-	defer func() {
-		if v := recover(); v != nil {
-			d.logger.Error("a resource call panicked", "path", req.Path, "panic", v, "stack", string(debug.Stack()))
-			writeAPIError(w, http.StatusInternalServerError, "internal", "the call failed unexpectedly")
-		}
-	}()
 	if err := d.orgs.check(req.PluginContext.OrgID); err != nil {
 		writeAPIError(w, http.StatusForbidden, "forbidden", err.Error())
 		return
