@@ -51,10 +51,7 @@ func (c *chunkSeries) snapshot() (snapshot, error) {
 	c.sh.reg.mu.RLock()
 	defer c.sh.reg.mu.RUnlock()
 	s := c.sh.series(c.ref)
-	var snap snapshot
-	if n := c.count(s.closed) + 1; n > 0 {
-		snap.inOrder = make([]chunks.Meta, 0, n)
-	}
+	snap := snapshot{inOrder: make([]chunks.Meta, 0, c.count(s.closed)+1)}
 	if err := c.open(s.closed, &snap.inOrder); err != nil {
 		return snap, err
 	}
