@@ -1,12 +1,13 @@
 package batch
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
 )
 
-// Config says when blocks are compacted and when they go.
+// Config says when blocks are compacted and when they go. What is 0 gets its value from DefaultConfig.
 type Config struct {
 	// Delay is how long after the end of a window its blocks are compacted, so that its last generation can be uploaded
 	// first. What comes later costs another merge and nothing else.
@@ -24,6 +25,8 @@ type Config struct {
 	PartialAge time.Duration
 	// MaxInputs is how many blocks one job opens at most.
 	MaxInputs int
+	// StartTimestamps keeps start timestamps, in chunk encodings that not every reader knows.
+	StartTimestamps bool
 }
 
 // DefaultConfig returns the values that are used where the user says nothing.
@@ -36,6 +39,18 @@ func DefaultConfig() Config {
 		PartialAge:    24 * time.Hour,
 		MaxInputs:     64,
 	}
+}
+
+// withDefaults replaces what is not set.
+func (c Config) withDefaults() Config {
+	d := DefaultConfig()
+	c.Delay = cmp.Or(c.Delay, d.Delay)
+	c.DeletionDelay = cmp.Or(c.DeletionDelay, d.DeletionDelay)
+	c.SyncInterval = cmp.Or(c.SyncInterval, d.SyncInterval)
+	c.QueryTimeout = cmp.Or(c.QueryTimeout, d.QueryTimeout)
+	c.PartialAge = cmp.Or(c.PartialAge, d.PartialAge)
+	c.MaxInputs = cmp.Or(c.MaxInputs, d.MaxInputs)
+	return c
 }
 
 // Validate says what is wrong with the configuration.

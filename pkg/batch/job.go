@@ -49,10 +49,12 @@ type Job struct {
 	// Level and Width (milliseconds) of the outputs.
 	Level int
 	Width int64
+	// StartTimestamps keeps start timestamps; see Config.
+	StartTimestamps bool
 }
 
-func newJob(kind Kind, inputs []block.Meta) Job {
-	j := Job{Kind: kind, Inputs: inputs, Level: 1, Width: windowMillis}
+func newJob(kind Kind, inputs []block.Meta, c Config) Job {
+	j := Job{Kind: kind, Inputs: inputs, Level: 1, Width: windowMillis, StartTimestamps: c.StartTimestamps}
 	if kind == CompactDay {
 		j.Level, j.Width = 2, dayMillis
 	}
@@ -117,6 +119,9 @@ func (j *Job) outputID(w window, contributors []block.Meta, replaces []ulid.ULID
 	h := sha256.New()
 	var buf []byte
 	buf = append(buf, "millrace batch output\x00"...)
+	if j.StartTimestamps {
+		buf = append(buf, "start timestamps\x00"...)
+	}
 	buf = binary.BigEndian.AppendUint64(buf, codeVersion)
 	buf = binary.BigEndian.AppendUint64(buf, uint64(j.Level))
 	buf = binary.BigEndian.AppendUint64(buf, uint64(w.min))

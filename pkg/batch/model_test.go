@@ -124,10 +124,33 @@ func (m *model) listed() []block.Listed {
 	return out
 }
 
+// complete is the highest generation of which a runner may know that all of its blocks are in the bucket: because the writer
+// says so, or because it has seen one of the next generation.
+func (m *model) complete() uint64 {
+	if len(m.uploads) == 0 {
+		return m.gen
+	}
+	_, next := m.uploads[0].meta.Generations()
+	if m.r.Intn(2) == 0 {
+		return next - 1
+	}
+	var newest uint64
+	for _, b := range m.bucket {
+		_, gen := b.meta.Generations()
+		newest = max(newest, gen)
+	}
+	return max(newest, 1) - 1
+}
+
 // start lets runner i plan, holding some blocks back as if they could not be read, and take any of the jobs.
 func (m *model) start(i int, force bool, held func(*block.Meta) bool) bool {
 	listed := m.listed()
-	jobs := plan(listed, m.now, DefaultConfig(), force, held)
+	complete := m.complete()
+	incomplete := func(b *block.Meta) bool {
+		_, gen := b.Generations()
+		return gen > complete
+	}
+	jobs := plan(listed, m.now, DefaultConfig(), force, limits{held: held, incomplete: incomplete})
 	taken := map[ulid.ULID]bool{}
 	for _, j := range jobs {
 		require.True(m.t, gapless(j.Inputs, visible(listed)))

@@ -25,16 +25,28 @@ func Plan(metas []block.Meta, now time.Time, c Config, force bool) []Job {
 	for _, m := range metas {
 		listed = append(listed, block.Listed{Meta: m})
 	}
-	return plan(listed, now, c, force, nil)
+	return plan(listed, now, c, force, limits{})
 }
 
-// plan is Plan with marked blocks, which take part in nothing but still replace what they replace, and with blocks that are
-// held back: they are no inputs, but are in the way of others.
-func plan(listed []block.Listed, now time.Time, c Config, force bool, held func(*block.Meta) bool) []Job {
-	if held == nil {
-		held = func(*block.Meta) bool { return false }
+// limits are what a plan must do without.
+type limits struct {
+	// held blocks are no inputs, but are in the way of others.
+	held func(*block.Meta) bool
+	// incomplete level-0 blocks are of a generation of which others may still be on their way to the bucket. They are held;
+	// and, as it is better to wait for the whole window, due ones keep the others waiting.
+	incomplete func(*block.Meta) bool
+}
+
+// plan is Plan with marked blocks, which take part in nothing but still replace what they replace, and with limits.
+func plan(listed []block.Listed, now time.Time, c Config, force bool, l limits) []Job {
+	none := func(*block.Meta) bool { return false }
+	if l.held == nil {
+		l.held = none
 	}
-	p := &planner{now: now.UnixMilli(), config: c, force: force, held: held}
+	if l.incomplete == nil {
+		l.incomplete = none
+	}
+	p := &planner{now: now.UnixMilli(), config: c, force: force, limits: l}
 	byWriter := map[string][]block.Meta{}
 	for _, m := range visible(listed) {
 		key := writer(&m)
@@ -112,7 +124,7 @@ type planner struct {
 	now    int64
 	config Config
 	force  bool
-	held   func(*block.Meta) bool
+	limits
 }
 
 // writer plans the jobs of one writer from its visible blocks.
@@ -181,8 +193,12 @@ func (p *planner) level0(settled, visible []block.Meta) []Job {
 	due := false
 	for _, m := range settled {
 		_, gen := m.Generations()
-		if m.Level() == 0 && (p.force || int64(m.ULID.Time()) < boundary) {
+		switch {
+		case m.Level() != 0 || !p.force && int64(m.ULID.Time()) >= boundary:
+		case !p.incomplete(&m):
 			newest, due = max(newest, gen), true
+		case !p.force:
+			return nil
 		}
 	}
 	if !due {
@@ -190,13 +206,13 @@ func (p *planner) level0(settled, visible []block.Meta) []Job {
 	}
 	var inputs []block.Meta
 	for _, m := range settled {
-		if _, gen := m.Generations(); m.Level() == 0 && gen <= newest {
+		if _, gen := m.Generations(); m.Level() == 0 && gen <= newest && !p.incomplete(&m) {
 			inputs = append(inputs, m)
 		}
 	}
 	var jobs []Job
 	for _, run := range runs(inputs, visible, p.config.MaxInputs) {
-		jobs = append(jobs, newJob(CompactLevel0, run))
+		jobs = append(jobs, newJob(CompactLevel0, run, p.config))
 	}
 	return jobs
 }
@@ -259,7 +275,7 @@ func (p *planner) merge(kind Kind, group, visible []block.Meta) []Job {
 	var jobs []Job
 	for _, run := range runs(group, near, p.config.MaxInputs) {
 		if len(run) > 1 || kind == CompactDay && run[0].Level() == 1 {
-			jobs = append(jobs, newJob(kind, run))
+			jobs = append(jobs, newJob(kind, run, p.config))
 		}
 	}
 	return jobs
@@ -280,4 +296,13 @@ func runs(inputs, all []block.Meta, limit int) [][]block.Meta {
 		inputs = inputs[n:]
 	}
 	return out
+}
+
+// hull is the range of time from the first to the last sample of metas.
+func hull(metas []block.Meta) window {
+	w := window{min: metas[0].MinTime, max: metas[0].MaxTime}
+	for _, m := range metas {
+		w.min, w.max = min(w.min, m.MinTime), max(w.max, m.MaxTime)
+	}
+	return w
 }

@@ -41,7 +41,10 @@ func TestPlan(t *testing.T) {
 		require.True(t, ok, title)
 		t.Run(strings.TrimSpace(title), func(t *testing.T) {
 			c := parsePlanCase(t, given)
-			jobs := plan(c.listed, c.now, c.config, c.force, func(m *block.Meta) bool { return c.held[m.ULID] })
+			jobs := plan(c.listed, c.now, c.config, c.force, limits{
+				held:       func(m *block.Meta) bool { return c.held[m.ULID] },
+				incomplete: func(m *block.Meta) bool { return c.incomplete[m.ULID] },
+			})
 			require.Equal(t, strings.TrimSpace(want), c.format(jobs))
 			for _, j := range jobs {
 				same := slices.DeleteFunc(visible(c.listed), func(m block.Meta) bool { return writer(&m) != writer(&j.Inputs[0]) })
@@ -57,11 +60,13 @@ type planCase struct {
 	config Config
 	listed []block.Listed
 	held   map[ulid.ULID]bool
-	names  map[ulid.ULID]string
+
+	incomplete map[ulid.ULID]bool
+	names      map[ulid.ULID]string
 }
 
 func parsePlanCase(t *testing.T, text string) *planCase {
-	c := &planCase{config: DefaultConfig(), held: map[ulid.ULID]bool{}, names: map[ulid.ULID]string{}}
+	c := &planCase{config: DefaultConfig(), held: map[ulid.ULID]bool{}, incomplete: map[ulid.ULID]bool{}, names: map[ulid.ULID]string{}}
 	ids := map[string]ulid.ULID{}
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
@@ -119,6 +124,8 @@ func (c *planCase) addBlock(t *testing.T, ids map[string]ulid.ULID, f []string) 
 			l.DeletionMark = &block.DeletionMark{ID: m.ULID}
 		case "held":
 			c.held[m.ULID] = true
+		case "incomplete":
+			c.incomplete[m.ULID] = true
 		default:
 			t.Fatalf("unknown option %s", option)
 		}
@@ -212,7 +219,7 @@ func TestOutputsAreDerivedFromInputs(t *testing.T) {
 	a := testMeta("a", 0, 1, 1, at(3), at(0), at(2))
 	b := testMeta("b", 0, 2, 2, at(4), at(-40), at(2))
 	c := testMeta("c", 0, 2, 2, at(4), at(2), at(4))
-	j := newJob(CompactLevel0, []block.Meta{a, b, c})
+	j := newJob(CompactLevel0, []block.Meta{a, b, c}, DefaultConfig())
 	w := window{0, windowMillis}
 	m := j.outputMeta(w, nil)
 	require.Equal(t, m, j.outputMeta(w, nil))
@@ -231,7 +238,7 @@ func TestOutputsAreDerivedFromInputs(t *testing.T) {
 
 	other := j.outputMeta(window{windowMillis, 2 * windowMillis}, nil)
 	require.NotEqual(t, m.ULID, other.ULID)
-	smaller := newJob(CompactLevel0, []block.Meta{a, b})
+	smaller := newJob(CompactLevel0, []block.Meta{a, b}, DefaultConfig())
 	require.Equal(t, m.ULID, smaller.outputMeta(w, nil).ULID, "same contributors, same block")
 	require.NotEqual(t, j.ID, smaller.ID)
 }

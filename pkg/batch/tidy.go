@@ -1,7 +1,15 @@
 package batch
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"path/filepath"
+	"time"
+
 	"github.com/oklog/ulid/v2"
+	"github.com/thanos-io/objstore"
 
 	"github.com/millrace/millrace/pkg/block"
 )
@@ -52,4 +60,105 @@ func inputsFirst(metas []block.Meta) []ulid.ULID {
 		}
 	}
 	return ids
+}
+
+// tidy marks what was replaced or is beyond retention, deletes what was marked long enough ago, and removes abandoned
+// uploads. What fails does not stop the rest.
+func (u *run) tidy(ctx context.Context) error {
+	l, err := u.list(ctx, nil)
+	if err != nil {
+		return err
+	}
+	errs := []error{u.mark(ctx, l), u.deleteMarked(ctx, l), u.deletePartials(ctx)}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return errors.Join(errs...)
+}
+
+func (u *run) mark(ctx context.Context, l *listing) error {
+	var errs []error
+	mark := func(id ulid.ULID, reason, details string) {
+		if ctx.Err() != nil {
+			return
+		}
+		if err := block.MarkForDeletion(ctx, u.o.Bucket, id, details); err != nil {
+			errs = append(errs, err)
+			return
+		}
+		u.summary.Marked++
+		u.metrics.marked.WithLabelValues(reason).Inc()
+		u.log.Info("marked a block for deletion", "block", id, "reason", reason)
+	}
+	for _, id := range superseded(l.blocks) {
+		mark(id, reasonReplaced, "replaced by a compaction")
+	}
+	for _, m := range visible(l.blocks) {
+		if expired(&m, l.at.UnixMilli(), u.config.Retention) {
+			mark(m.ULID, reasonRetention, fmt.Sprintf("all samples are older than the retention of %s", u.config.Retention))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (u *run) deleteMarked(ctx context.Context, l *listing) error {
+	metas := make([]block.Meta, 0, len(l.blocks))
+	due := map[ulid.ULID]bool{}
+	for _, b := range l.blocks {
+		metas = append(metas, b.Meta)
+		due[b.Meta.ULID] = b.DeletionMark != nil && u.now().Sub(time.Unix(b.DeletionMark.DeletionTime, 0)) > u.config.DeletionDelay
+	}
+	var errs []error
+	for _, id := range inputsFirst(metas) {
+		if !due[id] || ctx.Err() != nil {
+			continue
+		}
+		if err := block.Delete(ctx, u.o.Bucket, id); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		u.summary.Deleted++
+		u.metrics.deleted.Inc()
+		u.log.Info("deleted a block", "block", id)
+	}
+	return errors.Join(errs...)
+}
+
+// deletePartials removes folders without meta.json that nobody has touched for long: what interrupted uploads and deletions
+// have left. Ids of compacted blocks are as old as their inputs, so that the time of the objects counts, too.
+func (u *run) deletePartials(ctx context.Context) error {
+	var errs []error
+	for _, id := range u.o.Lister.Partial() {
+		if u.now().Sub(id.Timestamp()) < u.config.PartialAge || u.o.Uploading(id) || ctx.Err() != nil {
+			continue
+		}
+		abandoned, err := u.abandoned(ctx, id)
+		if err == nil && abandoned {
+			err = block.Delete(ctx, u.o.Bucket, id)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("remove partial upload %s: %w", id, err))
+			continue
+		}
+		if abandoned {
+			u.summary.Partial++
+			u.metrics.partials.Inc()
+			u.log.Info("removed an abandoned upload", "block", id)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// abandoned says whether the block still has no meta.json and all of its objects are old.
+func (u *run) abandoned(ctx context.Context, id ulid.ULID) (bool, error) {
+	old := true
+	err := u.o.Bucket.Iter(ctx, id.String()+objstore.DirDelim, func(name string) error {
+		attrs, err := u.o.Bucket.Attributes(ctx, name)
+		if err != nil {
+			return err
+		}
+		old = old && path.Base(filepath.ToSlash(name)) != block.MetaFilename && u.now().Sub(attrs.LastModified) >= u.config.PartialAge
+		return nil
+	}, objstore.WithRecursiveIter())
+	return old, err
 }

@@ -1,0 +1,231 @@
+package batch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/merge"
+)
+
+const (
+	// minSegment and maxSegment bound the size of chunk files, whose space is taken when they are begun.
+	minSegment = 4 << 20
+	maxSegment = 512 << 20
+)
+
+// errAbandoned says that a job is not worth doing any more: others did its work.
+var errAbandoned = errors.New("others did this work")
+
+// errNoEffect says that a job is due although it was done.
+var errNoEffect = errors.New("the job stays due although it was done; an output of it is in the bucket but cannot be used")
+
+// execution is one attempt at a job. It belongs to one goroutine.
+type execution struct {
+	*run
+	job     *Job
+	listed  *listing
+	tracker *tracker
+	open    map[ulid.ULID]*block.Block
+}
+
+// do writes and uploads the outputs, window by window, the commit last. Only one output is in the scratch folder at a time.
+func (e *execution) do(ctx context.Context) (err error) {
+	defer func() {
+		for id := range e.open {
+			err = errors.Join(err, e.close(id))
+		}
+	}()
+	windows, err := e.windows(ctx)
+	if err != nil {
+		return err
+	}
+	if len(windows) == 0 {
+		return e.markEmpty(ctx)
+	}
+	e.tracker.windows.Store(int64(len(windows)))
+	for len(windows) > 1 {
+		w := windows[0]
+		if err := e.output(ctx, w, nil); err != nil && !errors.Is(err, block.ErrEmpty) {
+			return err
+		}
+		if err := e.closeBefore(windows[1].min); err != nil {
+			return err
+		}
+		windows = windows[1:]
+	}
+	return e.commit(ctx, windows)
+}
+
+// commit uploads the block that replaces the inputs: that of the last window. Should it turn out to have no samples, although
+// the inputs' metas made believe so, the ones before it are tried, which then are written a second time.
+func (e *execution) commit(ctx context.Context, windows []window) error {
+	replaces := e.job.Replaces()
+	w := windows[len(windows)-1]
+	err := e.output(ctx, w, replaces)
+	if !errors.Is(err, block.ErrEmpty) {
+		return err
+	}
+	all, err := e.windows(ctx)
+	if err != nil {
+		return err
+	}
+	for _, w := range slices.Backward(all[:len(all)-1]) {
+		if err := e.output(ctx, w, replaces); !errors.Is(err, block.ErrEmpty) {
+			return err
+		}
+	}
+	return e.markEmpty(ctx)
+}
+
+// markEmpty ends a job whose inputs have not a single sample, so that no output can carry their replacement.
+func (e *execution) markEmpty(ctx context.Context) error {
+	for _, id := range e.job.Replaces() {
+		if err := block.MarkForDeletion(ctx, e.o.Bucket, id, "the block has no samples"); err != nil {
+			return err
+		}
+		e.summary.Marked++
+		e.metrics.marked.WithLabelValues(reasonEmpty).Inc()
+	}
+	return nil
+}
+
+// output brings one output into the bucket, unless it is there already.
+func (e *execution) output(ctx context.Context, w window, replaces []ulid.ULID) error {
+	e.setDetail(w)
+	m := e.job.outputMeta(w, replaces)
+	there, err := e.o.Bucket.Exists(ctx, path.Join(m.ULID.String(), block.MetaFilename))
+	if err != nil {
+		return fmt.Errorf("look for block %s: %w", m.ULID, err)
+	}
+	if !there {
+		if m, err = e.write(ctx, m, w); err != nil {
+			return err
+		}
+		defer os.RemoveAll(filepath.Join(e.o.ScratchDir, m.ULID.String()))
+		if err := e.upload(ctx, m); err != nil {
+			return err
+		}
+	}
+	e.addOutput(e.tracker, m.ULID)
+	e.tracker.windowsDone.Add(1)
+	return nil
+}
+
+func (e *execution) write(ctx context.Context, m block.Meta, w window) (block.Meta, error) {
+	var (
+		inputs []block.Input
+		series uint64
+		size   int64
+	)
+	for _, in := range e.job.contributors(w) {
+		b, err := e.input(ctx, in)
+		if err != nil {
+			return block.Meta{}, err
+		}
+		inputs = append(inputs, countedInput{Block: b, seen: &e.tracker.seriesDone})
+		series += in.Stats.NumSeries
+		size += in.Size()
+	}
+	e.tracker.seriesDone.Store(0)
+	e.tracker.series.Store(int64(series))
+	defer e.tracker.series.Store(0)
+	return block.Write(ctx, e.o.ScratchDir, m, inputs, block.WriteOptions{
+		SegmentSize: min(maxSegment, max(minSegment, size)),
+		Encode:      merge.EncodeOptions{StartTimestamps: e.job.StartTimestamps, JoinBelow: joinBelow},
+	})
+}
+
+// joinBelow is the number of samples below which chunks are joined with their neighbours. Part of codeVersion.
+const joinBelow = 100
+
+func (e *execution) upload(ctx context.Context, m block.Meta) error {
+	if err := e.stillWanted(ctx); err != nil {
+		return err
+	}
+	// A mark without a block is left from a deletion that was interrupted, or whose bucket forgot it; it is not meant for what
+	// is uploaded now.
+	mark := path.Join(m.ULID.String(), block.DeletionMarkFilename)
+	switch there, err := e.o.Bucket.Exists(ctx, mark); {
+	case err != nil:
+		return fmt.Errorf("look for a mark of block %s: %w", m.ULID, err)
+	case there:
+		if err := e.o.Bucket.Delete(ctx, mark); err != nil && !e.o.Bucket.IsObjNotFoundErr(err) {
+			return fmt.Errorf("remove the old mark of block %s: %w", m.ULID, err)
+		}
+	}
+	if err := block.Upload(ctx, e.o.Bucket, filepath.Join(e.o.ScratchDir, m.ULID.String())); err != nil {
+		return err
+	}
+	e.summary.Written++
+	e.summary.Samples += m.Stats.NumSamples
+	e.metrics.written.WithLabelValues(strconv.Itoa(e.job.Level)).Inc()
+	e.metrics.writtenBytes.Add(float64(m.Size()))
+	e.metrics.samples.Add(float64(m.Stats.NumSamples))
+	return nil
+}
+
+// stillWanted looks at the bucket again when that was long ago: outputs whose inputs were meanwhile replaced by others would
+// only be duplicates, and those that others are deleting just now must not be uploaded again.
+func (e *execution) stillWanted(ctx context.Context) error {
+	if e.now().Sub(e.listed.at) <= staleAfter {
+		return nil
+	}
+	l, err := e.list(ctx, nil)
+	if err != nil {
+		return err
+	}
+	live := ids(visible(l.blocks))
+	for _, m := range e.job.Inputs {
+		if !live[m.ULID] {
+			return fmt.Errorf("%w: block %s was replaced or marked for deletion", errAbandoned, m.ULID)
+		}
+	}
+	e.listed = l
+	return nil
+}
+
+// input opens a block once for all windows.
+func (e *execution) input(ctx context.Context, m block.Meta) (*block.Block, error) {
+	if b, ok := e.open[m.ULID]; ok {
+		return b, nil
+	}
+	b, err := block.OpenBucketMeta(ctx, e.o.Bucket, m, e.o.Cache)
+	if err != nil {
+		return nil, err
+	}
+	e.open[m.ULID] = b
+	return b, b.Preload(ctx)
+}
+
+// closeBefore closes inputs that have nothing from t on.
+func (e *execution) closeBefore(t int64) error {
+	for id, b := range e.open {
+		if m := b.Meta(); m.MaxTime <= t {
+			if err := e.close(id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (e *execution) close(id ulid.ULID) error {
+	b := e.open[id]
+	delete(e.open, id)
+	return b.Close()
+}
+
+func (e *execution) setDetail(w window) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.tracker.status.Detail = fmt.Sprintf("%s, at %s", hull(e.job.Inputs), w)
+}

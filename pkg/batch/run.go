@@ -1,0 +1,411 @@
+package batch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/thanos-io/objstore"
+
+	"github.com/millrace/millrace/pkg/block"
+)
+
+const (
+	// quarantineTime is how long an unreadable block is left alone before it is tried again.
+	quarantineTime = 6 * time.Hour
+	// assumedUploaded is the age from which all blocks of a generation are taken to be in the bucket, where neither its writer
+	// nor a block of the next generation says so. Generations are sealed after 2 h at most.
+	assumedUploaded = 3 * time.Hour
+	// staleAfter is how old a listing may be when something is uploaded on its strength.
+	staleAfter = time.Minute
+	// privateCache is the size in bytes of the cache of a runner that is given none: enough for an index that is read once per
+	// window.
+	privateCache = 64 << 20
+)
+
+// Lister lists the blocks of the bucket; *block.Lister is one.
+type Lister interface {
+	List(ctx context.Context) (map[ulid.ULID]block.Listed, error)
+	// Partial returns the folders without meta.json that the latest List found.
+	Partial() []ulid.ULID
+}
+
+// Options are what a runner needs. Bucket, Lister and ScratchDir must be given.
+type Options struct {
+	Bucket objstore.Bucket
+	// Lister of the same bucket.
+	Lister Lister
+	// Cache for reading blocks; a small one of the runner's own if nil.
+	Cache *block.Cache
+	// ScratchDir is where blocks are made. Blocks in it are removed when a run begins, so that no two runners may share it.
+	ScratchDir string
+	Config     Config
+	// Labels restricts the runner to blocks with exactly these external labels; nil does not.
+	Labels map[string]string
+	// Uploaded returns up to which generation all blocks of the writer with these external labels are in the bucket, if that is
+	// known. It is asked before the bucket is listed. nil knows of none.
+	Uploaded func(labels map[string]string) (generation uint64, known bool)
+	// Uploading says whether a block is being uploaded by this process just now; nil says no.
+	Uploading func(ulid.ULID) bool
+	Metrics   *Metrics
+	Logger    *slog.Logger
+	// Now is the clock, time.Now if nil.
+	Now func() time.Time
+}
+
+// Runner runs jobs on a bucket. See the package's comment for what may be done concurrently.
+type Runner struct {
+	o       Options
+	config  Config
+	metrics *Metrics
+	log     *slog.Logger
+	now     func() time.Time
+	turn    chan struct{} // holds a token while a run is under way
+
+	mu         sync.Mutex
+	running    *tracker
+	planned    []JobStatus
+	history    []JobStatus
+	quarantine map[ulid.ULID]QuarantinedBlock
+	failures   map[string]int // by id of the job, how often in a row
+}
+
+// NewRunner checks the options. It makes no request.
+func NewRunner(o Options) (*Runner, error) {
+	if o.Bucket == nil || o.Lister == nil || o.ScratchDir == "" {
+		return nil, errors.New("batch: bucket, lister and scratch folder must be given")
+	}
+	c := o.Config.withDefaults()
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("batch: %w", err)
+	}
+	if o.Cache == nil {
+		o.Cache = block.NewCache(privateCache, nil)
+	}
+	if o.Metrics == nil {
+		o.Metrics = NewMetrics(nil)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Uploading == nil {
+		o.Uploading = func(ulid.ULID) bool { return false }
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return &Runner{
+		o: o, config: c, metrics: o.Metrics, log: o.Logger, now: o.Now,
+		turn: make(chan struct{}, 1), quarantine: map[ulid.ULID]QuarantinedBlock{}, failures: map[string]int{},
+	}, nil
+}
+
+// Summary says what a run did.
+type Summary struct {
+	// Jobs that were done, that failed, and that were given up because others had done their work.
+	Jobs, Failed, Abandoned int
+	// Written blocks and the samples in them.
+	Written int
+	Samples uint64
+	// Marked for deletion and deleted blocks; abandoned uploads that were removed.
+	Marked, Deleted, Partial int
+	// Quarantined blocks at the end of the run.
+	Quarantined int
+	Took        time.Duration
+}
+
+// String is one line for people.
+func (s Summary) String() string {
+	out := fmt.Sprintf("%d jobs done, %d failed, %d abandoned; %d blocks with %d samples written; %d blocks marked for deletion, %d deleted, %d partial uploads removed",
+		s.Jobs, s.Failed, s.Abandoned, s.Written, s.Samples, s.Marked, s.Deleted, s.Partial)
+	if s.Quarantined > 0 {
+		out += fmt.Sprintf("; %d blocks cannot be read", s.Quarantined)
+	}
+	return out + fmt.Sprintf("; took %s", s.Took.Round(time.Millisecond))
+}
+
+// Run runs jobs until none is due, then marks what was replaced or is beyond retention and deletes what was marked long
+// enough ago. With force, windows need not be over (see Plan), and the newest generation that the bucket shows is taken to
+// be complete, unless Options.Uploaded knows better.
+//
+// A job that fails does not stop the others; the error names all that failed. After an error, also of ctx, the bucket holds
+// all samples as before, and the next run takes up what was left. Calls take turns.
+func (r *Runner) Run(ctx context.Context, force bool) (Summary, error) {
+	select {
+	case r.turn <- struct{}{}:
+		defer func() { <-r.turn }()
+	case <-ctx.Done():
+		return Summary{}, ctx.Err()
+	}
+	began := r.now()
+	u := &run{Runner: r, force: force, failed: map[ulid.ULID]bool{}, attempts: map[string]int{}}
+	err := u.all(ctx)
+	r.setPlanned(nil)
+	u.summary.Quarantined = len(r.Quarantined())
+	u.summary.Took = r.now().Sub(began)
+	r.metrics.runs.Inc()
+	r.metrics.runSeconds.Observe(u.summary.Took.Seconds())
+	if err != nil {
+		r.metrics.runFailures.Inc()
+		return u.summary, err
+	}
+	r.metrics.lastSuccess.Set(float64(r.now().UnixMilli()) / 1e3)
+	return u.summary, nil
+}
+
+// run is one call of Run.
+type run struct {
+	*Runner
+	force   bool
+	summary Summary
+	// failed are inputs of jobs that failed in this run; they are left for the next.
+	failed map[ulid.ULID]bool
+	// attempts counts how often a job, by id, was begun.
+	attempts map[string]int
+}
+
+// maxAttempts is how often one run begins the same job. The first attempt may find its inputs gone because the listing was
+// old; a job that is still due after a second one will be so after a third.
+const maxAttempts = 2
+
+func (u *run) all(ctx context.Context) error {
+	if err := cleanScratch(u.o.ScratchDir); err != nil {
+		return err
+	}
+	u.endQuarantines()
+	err := u.jobs(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return errors.Join(err, u.tidy(ctx))
+}
+
+// jobs plans and runs until nothing is due.
+func (u *run) jobs(ctx context.Context) error {
+	before, err := u.list(ctx, nil)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for {
+		now, err := u.list(ctx, before)
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		jobs := u.plan(before, now)
+		u.setPlanned(jobs)
+		for i := range jobs {
+			if u.now().Sub(now.at) > staleAfter {
+				break
+			}
+			if err := u.job(ctx, &jobs[i], now); err != nil {
+				errs = append(errs, err)
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+		if len(jobs) == 0 {
+			return errors.Join(errs...)
+		}
+		before = now
+	}
+}
+
+// listing is what the bucket showed of the blocks that this runner may touch.
+type listing struct {
+	at      time.Time // when it was asked
+	blocks  []block.Listed
+	writers map[string]writerState
+}
+
+// writerState is what is known of the generations of one writer.
+type writerState struct {
+	labels map[string]string
+	// newest is the highest generation in the bucket.
+	newest uint64
+	// uploaded is up to which generation all blocks were in the bucket before it was listed, if the writer says so.
+	uploaded uint64
+	known    bool
+}
+
+// list asks the bucket. before is the listing before this one; of its writers it is asked first how far they have uploaded.
+func (r *Runner) list(ctx context.Context, before *listing) (*listing, error) {
+	l := &listing{at: r.now(), writers: map[string]writerState{}}
+	if before != nil && r.o.Uploaded != nil {
+		for key, w := range before.writers {
+			s := writerState{labels: w.labels}
+			s.uploaded, s.known = r.o.Uploaded(w.labels)
+			l.writers[key] = s
+		}
+	}
+	all, err := r.o.Lister.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the bucket: %w", err)
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(all), ulid.ULID.Compare) {
+		b := all[id]
+		if !ours(&b.Meta) || r.o.Labels != nil && !maps.Equal(r.o.Labels, b.Meta.Thanos.Labels) {
+			continue
+		}
+		l.blocks = append(l.blocks, b)
+		key := writer(&b.Meta)
+		s := l.writers[key]
+		_, gen := b.Meta.Generations()
+		s.labels, s.newest = b.Meta.Thanos.Labels, max(s.newest, gen)
+		l.writers[key] = s
+	}
+	return l, nil
+}
+
+// plan plans on the later one of two listings. Generations are uploaded in order, so that it shows all blocks of those below
+// the newest one of the listing before; whether it shows all of that one is for the writer to say.
+func (u *run) plan(before, now *listing) []Job {
+	return plan(now.blocks, now.at, u.config, u.force, limits{
+		held: u.held,
+		incomplete: func(m *block.Meta) bool {
+			key := writer(m)
+			earlier, w := before.writers[key], now.writers[key]
+			_, gen := m.Generations()
+			switch {
+			case gen < earlier.newest || w.known && gen <= w.uploaded:
+				return false
+			case w.known || gen > earlier.newest:
+				return true
+			}
+			return !u.force && now.at.Sub(m.ULID.Timestamp()) < assumedUploaded
+		},
+	})
+}
+
+func (u *run) held(m *block.Meta) bool {
+	if u.failed[m.ULID] {
+		return true
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	_, ok := u.quarantine[m.ULID]
+	return ok
+}
+
+// job runs one job and files how it ended. The error is that of a job that failed.
+func (u *run) job(ctx context.Context, j *Job, l *listing) error {
+	t := u.begin(j)
+	u.log.Info("batch job begins", "kind", j.Kind, "job", j.ID, "inputs", len(j.Inputs), "time", t.status.Detail)
+	e := &execution{run: u, job: j, listed: l, tracker: t, open: map[ulid.ULID]*block.Block{}}
+	var err error
+	if u.attempts[j.ID]++; u.attempts[j.ID] > maxAttempts {
+		err = errNoEffect
+	} else {
+		err = e.do(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		err = u.blame(ctx, e, err)
+	}
+	took := u.now().Sub(t.status.Started)
+	u.metrics.jobSeconds.WithLabelValues(string(j.Kind)).Observe(took.Seconds())
+	state, outcome := Done, outcomeDone
+	switch {
+	case errors.Is(err, errAbandoned):
+		state, outcome, err = Abandoned, outcomeAbandoned, nil
+		u.summary.Abandoned++
+	case err != nil:
+		state, outcome = Failed, outcomeFailed
+		err = fmt.Errorf("%s of %d blocks, %s: %w", j.Kind, len(j.Inputs), t.status.Detail, err)
+		u.summary.Failed++
+	default:
+		u.summary.Jobs++
+	}
+	u.metrics.jobs.WithLabelValues(string(j.Kind), outcome).Inc()
+	u.end(t, state, err)
+	u.log.Info("batch job ended", "kind", j.Kind, "job", j.ID, "outcome", outcome, "outputs", len(t.status.Outputs), "took", took, "err", err)
+	return err
+}
+
+// blame finds out what a job's failure means for the next plan: inputs that are bad are quarantined, those that are gone
+// are gone, and otherwise all are left for the next run.
+func (u *run) blame(ctx context.Context, e *execution, cause error) error {
+	if errors.Is(cause, errAbandoned) {
+		return cause
+	}
+	if errors.Is(cause, block.ErrGone) && u.attempts[e.job.ID] < maxAttempts {
+		return fmt.Errorf("%w: %w", errAbandoned, cause)
+	}
+	found := false
+	if u.suspicious(e.job.ID, cause) {
+		for _, m := range e.job.Inputs {
+			findings, err := block.Verify(ctx, u.o.Bucket, m.ULID)
+			switch {
+			case ctx.Err() != nil:
+				return cause
+			case len(findings) > 0:
+				u.quarantineBlock(m.ULID, fmt.Errorf("%w: %s", block.ErrCorrupt, findings[0]))
+				found = true
+			case errors.Is(err, block.ErrGone):
+				u.quarantineBlock(m.ULID, err)
+				found = true
+			}
+		}
+	}
+	if !found {
+		for _, m := range e.job.Inputs {
+			u.failed[m.ULID] = true
+		}
+	}
+	return cause
+}
+
+// suspicious says whether a failure calls for reading the job's inputs whole: it says itself that a block is to blame, or the
+// job has failed twice in a row.
+func (r *Runner) suspicious(job string, cause error) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failures[job]++
+	return errors.Is(cause, block.ErrCorrupt) || errors.Is(cause, block.ErrGone) || r.failures[job] == 2
+}
+
+func (r *Runner) quarantineBlock(id ulid.ULID, err error) {
+	r.log.Error("a block cannot be read and takes part in no job", "block", id, "err", err)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.quarantine[id] = QuarantinedBlock{ID: id, Until: r.now().Add(quarantineTime), Error: err.Error()}
+	r.metrics.quarantined.Set(float64(len(r.quarantine)))
+}
+
+// endQuarantines lets blocks be tried again after some time.
+func (r *Runner) endQuarantines() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.quarantine, func(_ ulid.ULID, q QuarantinedBlock) bool { return !r.now().Before(q.Until) })
+	r.metrics.quarantined.Set(float64(len(r.quarantine)))
+}
+
+// cleanScratch removes what a run before has left: folders that are named as blocks are, and nothing else.
+func cleanScratch(dir string) error {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return fmt.Errorf("make scratch folder: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("read scratch folder: %w", err)
+	}
+	for _, e := range entries {
+		name, _, _ := strings.Cut(e.Name(), ".")
+		if _, err := ulid.ParseStrict(name); err != nil || !e.IsDir() {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("clean scratch folder: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,597 @@
+package batch
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/prometheus/tsdb"
+	"github.com/stretchr/testify/require"
+	"github.com/thanos-io/objstore"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/pkg/block"
+)
+
+var testStart = time.Date(2024, 1, 10, 9, 0, 0, 0, time.UTC)
+
+const (
+	minute = time.Minute
+	hour   = time.Hour
+	day    = 24 * time.Hour
+)
+
+func TestCompactsToWindowsAndDays(t *testing.T) {
+	dir := t.TempDir()
+	bkt, err := block.NewDirBucket(dir)
+	require.NoError(t, err)
+	w := newWorld(t, bkt, testStart.Add(hour))
+	r := w.runner()
+
+	// Four generations, floats and histograms; late samples hit what was accepted before and days that nobody has seen.
+	for range 3 {
+		w.generation([]string{"a", "b", "h"}, 0, 5*minute, 30*minute, 35*minute, hour)
+		w.advance(30 * minute)
+	}
+	w.generation([]string{"a", "z", "h"}, 30*minute, hour, 50*hour, 99*hour)
+	w.advance(30 * minute)
+
+	s := w.run(r, false) // 12:00; what was begun before 12:00 is due from 12:10 on
+	require.Zero(t, s.Jobs+s.Marked, s)
+	w.advance(10 * minute)
+	w.generation([]string{"a"}, 0)
+	s = w.run(r, false)
+	require.Equal(t, 3, s.Jobs, "two old days, and one for all level-0 blocks: %s", s)
+	require.Equal(t, []string{
+		"L0 10T12:10-10T12:10",
+		"L1 10T08:00-10T10:00",
+		"L1 10T10:00-10T12:00",
+		"L2 06T00:00-07T00:00",
+		"L2 08T00:00-09T00:00",
+	}, w.shape())
+	w.check()
+	w.verify()
+
+	s = w.run(r, false)
+	require.Zero(t, s.Jobs+s.Marked, "nothing is due any more: %s", s)
+
+	// The day is over.
+	w.advance(13 * hour)
+	w.generation([]string{"a"}, 0, 10*minute)
+	w.run(r, true)
+	require.Equal(t, []string{
+		"L1 11T00:00-11T02:00",
+		"L2 06T00:00-07T00:00",
+		"L2 08T00:00-09T00:00",
+		"L2 10T00:00-11T00:00",
+	}, w.shape())
+	w.check()
+
+	// Late samples join the day.
+	w.generation([]string{"a", "late"}, 13*hour, 14*hour)
+	w.run(r, true)
+	w.advance(2 * day)
+	w.run(r, false)
+	require.Equal(t, []string{
+		"L2 06T00:00-07T00:00",
+		"L2 08T00:00-09T00:00",
+		"L2 10T00:00-11T00:00",
+		"L2 11T00:00-12T00:00",
+	}, w.shape())
+	w.check()
+	w.verify()
+
+	w.now.Store(time.Now().Add(2 * hour).UnixMilli()) // marks have the real time
+	w.run(r, false)
+	require.Len(t, w.listed(), 4, "what was replaced is deleted")
+	w.check()
+	for _, m := range w.visible() {
+		b, err := tsdb.OpenBlock(nil, filepath.Join(dir, m.ULID.String()), nil, nil)
+		require.NoError(t, err)
+		require.Equal(t, 3, b.Meta().Compaction.Level)
+		require.NoError(t, b.Close())
+	}
+}
+
+func TestWindowsMergeWhenOver(t *testing.T) {
+	w := newWorld(t, objstore.NewInMemBucket(), testStart)
+	r := w.runner()
+	for range 3 {
+		w.generation([]string{"a"}, 0, minute)
+		w.run(r, true)
+		w.generation([]string{"a", "b"}, 0, minute)
+		w.run(r, true)
+		w.advance(10 * minute)
+	}
+	require.Equal(t, []string{"L1 10T08:00-10T10:00"}, w.shape(), "force merges at once")
+	w.check()
+}
+
+// TestManyWindowsOfOneBlock has samples years apart in one block: no more work than windows with samples.
+func TestManyWindowsOfOneBlock(t *testing.T) {
+	w := newWorld(t, objstore.NewInMemBucket(), testStart)
+	r := w.runner()
+	var ages []time.Duration
+	for i := range 12 {
+		ages = append(ages, time.Duration(i)*2000*hour)
+	}
+	w.generation([]string{"a", "b"}, ages...)
+	s := w.run(r, true)
+	require.Equal(t, 12, len(w.visible()))
+	require.Equal(t, 12+11, s.Written, "each window once, and its day, but for the last, which is not over")
+	w.check()
+	w.verify()
+}
+
+// scenario leaves a bucket with something of everything to do. The clock is ahead of the real one, with which deletion marks
+// are made, so that what is marked in one run is deleted in the next.
+func scenario(w *world) {
+	w.now.Store(time.Now().UTC().Truncate(day).Add(day + 9*hour).UnixMilli())
+	w.generation([]string{"a", "h"}, 0, 30*minute, 3*hour, 50*hour)
+	w.run(w.runner(), true)
+	w.advance(2 * hour)
+	w.generation([]string{"a", "b"}, 0, 30*minute, 51*hour)
+	w.generation([]string{"a", "h"}, 0, 150*minute, 50*hour)
+	w.advance(2 * hour)
+}
+
+func copyBucket(t *testing.T, from *objstore.InMemBucket) *objstore.InMemBucket {
+	to := objstore.NewInMemBucket()
+	for name, content := range from.Objects() {
+		require.NoError(t, to.Upload(context.Background(), name, bytes.NewReader(content)))
+	}
+	return to
+}
+
+func ids2names(metas []block.Meta) (names []string) {
+	for _, m := range metas {
+		names = append(names, m.ULID.String())
+	}
+	return names
+}
+
+// TestDiesAtEveryCall fails every bucket call from the k-th on, or cancels at it, for each k, and runs again: the answer is
+// right at any time, and in the end the bucket is what it is without the failure.
+func TestDiesAtEveryCall(t *testing.T) {
+	first := objstore.NewInMemBucket()
+	origin := newWorld(t, first, testStart)
+	scenario(origin)
+
+	clean := func(bkt objstore.Bucket) *world {
+		w := newWorld(t, bkt, origin.clock())
+		w.expected = origin.expected
+		return w
+	}
+	reference := clean(copyBucket(t, first))
+	reference.run(reference.runner(), true)
+	reference.check()
+	want := ids2names(reference.visible())
+
+	step := int64(1)
+	if testing.Short() {
+		step = 7
+	}
+	for _, mode := range []string{"failed", "failed after it took effect", "cancelled"} {
+		t.Run(mode, func(t *testing.T) {
+			for k := int64(1); ; k += step {
+				bkt := copyBucket(t, first)
+				w := clean(bkt)
+				ctx, cancel := context.WithCancel(context.Background())
+				faulty := &faultBucket{Bucket: bkt, at: k, after: mode == "failed after it took effect"}
+				faulty.fault = func() error { return errInjected }
+				if mode == "cancelled" {
+					faulty.fault = func() error { cancel(); return ctx.Err() }
+				}
+				r := w.runner(func(o *Options) { o.Bucket, o.Lister = faulty, block.NewLister(faulty) })
+				_, err := r.Run(ctx, true)
+				cancel()
+				if faulty.calls.Load() < k {
+					require.NoError(t, err)
+					return
+				}
+				require.Error(t, err, "call %d", k)
+				if mode == "cancelled" {
+					require.ErrorIs(t, err, context.Canceled)
+				}
+				w.check()
+				w.run(w.runner(), true)
+				require.Equal(t, want, ids2names(w.visible()), "call %d", k)
+				w.check()
+			}
+		})
+	}
+}
+
+// TestTwoRunners runs two processes' worth of runners on one bucket at once.
+func TestTwoRunners(t *testing.T) {
+	for round := range 8 {
+		bkt := objstore.NewInMemBucket()
+		w := newWorld(t, bkt, testStart)
+		scenario(w)
+		var g errgroup.Group
+		for i := range 2 {
+			r := w.runner()
+			g.Go(func() error {
+				time.Sleep(time.Duration(i*round) * time.Millisecond)
+				_, err := r.Run(context.Background(), i == 0)
+				return err
+			})
+		}
+		require.NoError(t, g.Wait())
+		w.check()
+		w.run(w.runner(), true)
+		w.check()
+		w.advance(3 * hour)
+		w.run(w.runner(), true)
+		w.check()
+		w.verify()
+	}
+}
+
+func TestRetentionAndGrace(t *testing.T) {
+	w := newWorld(t, objstore.NewInMemBucket(), time.Now())
+	reg := prometheus.NewRegistry()
+	r := w.runner(func(o *Options) {
+		o.Config.Retention = 30 * day
+		o.Metrics = NewMetrics(reg)
+	})
+	w.generation([]string{"a"}, 0, 29*day, 40*day)
+	w.generation([]string{"a"}, 41*day)
+	s := w.run(r, true)
+	require.Equal(t, 5, s.Marked, "three are replaced, and two too old: %s", s)
+	s = w.run(r, true)
+	require.Equal(t, 0, s.Marked)
+	require.Equal(t, 0, s.Deleted, "grace")
+	var marked int
+	for _, l := range w.listed() {
+		if l.DeletionMark != nil {
+			marked++
+		}
+	}
+	require.Equal(t, 5, marked)
+	w.advance(61 * minute)
+	s = w.run(r, true)
+	require.Equal(t, 5, s.Deleted)
+	require.Len(t, w.listed(), 2)
+	require.InDelta(t, 5, testutil.ToFloat64(r.metrics.deleted), 0)
+	require.InDelta(t, 2, testutil.ToFloat64(r.metrics.marked.WithLabelValues(reasonRetention)), 0)
+	require.Equal(t, float64(w.clock().UnixMilli())/1e3, testutil.ToFloat64(r.metrics.lastSuccess))
+}
+
+func TestPartialUploads(t *testing.T) {
+	ctx := context.Background()
+	bkt := objstore.NewInMemBucket()
+	w := newWorld(t, bkt, time.Now())
+	w.generation([]string{"a"}, 0)
+	put := func(name string, age time.Duration) ulid.ULID {
+		id := testMeta(name, 0, 1, 1, w.clock().Add(-age), w.clock(), w.clock()).ULID
+		require.NoError(t, bkt.Upload(ctx, path.Join(id.String(), "chunks/000001"), strings.NewReader("x")))
+		require.NoError(t, bkt.Upload(ctx, path.Join(id.String(), "index"), strings.NewReader("x")))
+		return id
+	}
+	old, fresh, busy := put("old", 2*day), put("fresh", 0), put("busy", 2*day)
+	r := w.runner(func(o *Options) { o.Uploading = func(id ulid.ULID) bool { return id == busy } })
+	has := func(id ulid.ULID) bool {
+		ok, err := bkt.Exists(ctx, path.Join(id.String(), "index"))
+		require.NoError(t, err)
+		return ok
+	}
+	s := w.run(r, false)
+	require.Zero(t, s.Partial, "the objects themselves are young")
+	w.advance(23*hour + 59*minute)
+	w.run(r, false)
+	require.True(t, has(old))
+	w.advance(2 * minute)
+	fresh = put("fresher", hour)
+	s = w.run(r, false)
+	require.False(t, has(old))
+	require.True(t, has(busy))
+	require.True(t, has(fresh))
+	require.Equal(t, 2, s.Partial, "old, and what was fresh a day ago")
+	w.check()
+}
+
+func TestCorruptBlockIsQuarantined(t *testing.T) {
+	ctx := context.Background()
+	bkt := objstore.NewInMemBucket()
+	w := newWorld(t, bkt, testStart)
+	w.generation([]string{"a"}, 0)
+	bad := w.generation([]string{"b"}, 0, 5*hour)[0]
+	w.generation([]string{"a", "c"}, 0)
+	name := path.Join(bad.String(), "chunks/000001")
+	content := bytes.Clone(bkt.Objects()[name])
+	content[len(content)-1] ^= 1
+	require.NoError(t, bkt.Upload(ctx, name, bytes.NewReader(content)))
+	listedBefore := len(w.listed())
+
+	r := w.runner()
+	s, err := r.Run(ctx, true)
+	require.ErrorContains(t, err, bad.String())
+	require.Equal(t, 1, s.Failed)
+	require.Equal(t, 1, s.Quarantined)
+	require.Positive(t, s.Jobs, "what is not affected goes on")
+	require.Greater(t, len(w.listed()), listedBefore)
+	q := r.Quarantined()
+	require.Len(t, q, 1)
+	require.Equal(t, bad, q[0].ID)
+	require.InDelta(t, 1, testutil.ToFloat64(r.metrics.quarantined), 0)
+	require.Contains(t, ids2names(w.visible()), bad.String(), "it stays")
+
+	s, err = r.Run(ctx, true)
+	require.NoError(t, err)
+	require.Zero(t, s.Jobs+s.Failed, "nothing is left to do around it: %s", s)
+
+	// Repaired, it is taken up when the quarantine ends.
+	content[len(content)-1] ^= 1
+	require.NoError(t, bkt.Upload(ctx, name, bytes.NewReader(content)))
+	w.advance(quarantineTime)
+	s = w.run(w.runner(), true) // a cache may remember the damage
+	require.Positive(t, s.Jobs)
+	w.check()
+	w.run(r, true)
+	require.Empty(t, r.Quarantined())
+}
+
+// staleLister shows a block that is gone, as many times as it is told.
+type staleLister struct {
+	*block.Lister
+	extra map[ulid.ULID]block.Listed
+	times int
+}
+
+func (l *staleLister) List(ctx context.Context) (map[ulid.ULID]block.Listed, error) {
+	all, err := l.Lister.List(ctx)
+	if l.times > 0 {
+		l.times--
+		for id, b := range l.extra {
+			all[id] = b
+		}
+	}
+	return all, err
+}
+
+func TestInputsGoneMeanwhile(t *testing.T) {
+	for _, tc := range []struct {
+		name                           string
+		times                          int
+		failed, abandoned, quarantined int
+	}{
+		{"the next listing knows", 2, 0, 1, 0},
+		{"the bucket contradicts itself", 1000, 1, 1, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			bkt := objstore.NewInMemBucket()
+			w := newWorld(t, bkt, testStart)
+			w.generation([]string{"a"}, 0, 30*minute)
+			gone := w.generation([]string{"x"}, hour)[0]
+			delete(w.expected, pointKey(seriesLabels("x"), w.now.Load()-hour.Milliseconds()))
+			stale := &staleLister{Lister: block.NewLister(bkt), times: tc.times}
+			all, err := stale.List(context.Background())
+			require.NoError(t, err)
+			stale.times = tc.times
+			stale.extra = map[ulid.ULID]block.Listed{gone: all[gone]}
+			require.NoError(t, block.Delete(context.Background(), bkt, gone))
+
+			r := w.runner(func(o *Options) { o.Lister = stale })
+			s, err := r.Run(context.Background(), true)
+			require.Equal(t, tc.failed > 0, err != nil)
+			require.Equal(t, tc.failed, s.Failed)
+			require.Equal(t, tc.abandoned, s.Abandoned)
+			require.Equal(t, tc.quarantined, s.Quarantined)
+			require.Equal(t, []string{"L1 10T08:00-10T10:00"}, w.shape())
+			w.check()
+			require.Equal(t, Abandoned, r.Status()[len(r.Status())-1].State)
+		})
+	}
+}
+
+// TestOthersWereFaster replaces the inputs while a job is under way for so long that it looks again.
+func TestOthersWereFaster(t *testing.T) {
+	bkt := objstore.NewInMemBucket()
+	w := newWorld(t, bkt, testStart)
+	w.generation([]string{"a"}, 0, 5*hour)
+	slow := &hookedBucket{Bucket: bkt}
+	slow.exists = func() {
+		slow.exists = func() {}
+		w.run(w.runner(), true)
+		w.advance(2 * minute)
+	}
+	r := w.runner(func(o *Options) { o.Bucket = slow })
+	s := w.run(r, true)
+	require.Equal(t, 1, s.Abandoned)
+	require.Zero(t, s.Failed+s.Written)
+	w.check()
+}
+
+// hookedBucket calls exists before it answers whether something is there.
+type hookedBucket struct {
+	objstore.Bucket
+	exists func()
+}
+
+func (b *hookedBucket) Exists(ctx context.Context, name string) (bool, error) {
+	b.exists()
+	return b.Bucket.Exists(ctx, name)
+}
+
+func TestGenerationsOnTheirWay(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		uploaded func(map[string]string) (uint64, bool)
+		force    bool
+		age      time.Duration
+		want     int // level-0 blocks left
+	}{
+		{"nobody says that the last one is complete: all wait for it", nil, false, 0, 2},
+		{"force takes it", nil, true, 0, 0},
+		{"after hours it is taken to be complete", nil, false, assumedUploaded, 0},
+		{"the writer says so", func(map[string]string) (uint64, bool) { return 2, true }, false, 0, 0},
+		{"the writer denies it, also to force", func(map[string]string) (uint64, bool) { return 1, true }, true, 0, 1},
+		{"the writer is asked for its labels", func(l map[string]string) (uint64, bool) { return 2, l["writer"] == "a" }, false, 0, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t, objstore.NewInMemBucket(), testStart)
+			w.generation([]string{"a"}, 0)
+			w.generation([]string{"b"}, 0)
+			w.advance(70*minute + tc.age)
+			w.run(w.runner(func(o *Options) { o.Uploaded = tc.uploaded }), tc.force)
+			left := 0
+			for _, m := range w.visible() {
+				if m.Level() == 0 {
+					left++
+				}
+			}
+			require.Equal(t, tc.want, left)
+			w.check()
+		})
+	}
+}
+
+func TestOnlyOwnLabels(t *testing.T) {
+	w := newWorld(t, objstore.NewInMemBucket(), testStart)
+	w.generation([]string{"a"}, 0)
+	s := w.run(w.runner(func(o *Options) { o.Labels = map[string]string{"writer": "b"} }), true)
+	require.Zero(t, s.Jobs)
+	s = w.run(w.runner(func(o *Options) { o.Labels = map[string]string{"writer": "a"} }), true)
+	require.Equal(t, 1, s.Jobs)
+}
+
+func TestStatus(t *testing.T) {
+	bkt := objstore.NewInMemBucket()
+	w := newWorld(t, bkt, testStart)
+	w.generation([]string{"a", "b"}, 0, 50*hour, 99*hour)
+	var r *Runner
+	seen := map[State]bool{}
+	watched := &faultBucket{Bucket: bkt, at: 1, fault: func() error {
+		last := 0.0
+		for _, s := range r.Status() {
+			seen[s.State] = true
+			if s.State == Running {
+				require.GreaterOrEqual(t, s.Progress, last)
+				require.LessOrEqual(t, s.Progress, 1.0)
+				require.NotEmpty(t, s.Detail)
+				require.False(t, s.Started.IsZero())
+			}
+		}
+		return nil
+	}}
+	r = w.runner(func(o *Options) { o.Bucket, o.Lister = watched, block.NewLister(watched) })
+	w.run(r, true)
+	require.Equal(t, map[State]bool{Planned: true, Running: true, Done: true}, seen)
+	for _, s := range r.Status() {
+		require.Equal(t, Done, s.State)
+		require.InDelta(t, 1, s.Progress, 0)
+		require.NotEmpty(t, s.Outputs)
+		require.NotEmpty(t, s.Inputs)
+	}
+	for range historySize + 10 {
+		r.end(&tracker{}, Done, nil)
+	}
+	require.Len(t, r.Status(), historySize)
+}
+
+func TestFailedJobIsTriedInTheNextRun(t *testing.T) {
+	bkt := objstore.NewInMemBucket()
+	w := newWorld(t, bkt, testStart)
+	w.generation([]string{"a"}, 0)
+	failing := &uploadFails{Bucket: bkt}
+	r := w.runner(func(o *Options) { o.Bucket = failing })
+	for range 3 {
+		s, err := r.Run(context.Background(), true)
+		require.ErrorIs(t, err, errInjected)
+		require.Equal(t, 1, s.Failed)
+		require.Equal(t, Failed, r.Status()[0].State)
+		require.Contains(t, r.Status()[0].Error, "injected")
+		require.Empty(t, r.Quarantined())
+		w.check()
+	}
+	failing.fixed = true
+	require.Equal(t, 1, w.run(r, true).Jobs)
+	require.Empty(t, r.failures)
+	w.check()
+}
+
+type uploadFails struct {
+	objstore.Bucket
+	fixed bool
+}
+
+func (b *uploadFails) Upload(ctx context.Context, name string, r io.Reader, o ...objstore.ObjectUploadOption) error {
+	if !b.fixed {
+		return errInjected
+	}
+	return b.Bucket.Upload(ctx, name, r, o...)
+}
+
+func TestRunsTakeTurns(t *testing.T) {
+	bkt := objstore.NewInMemBucket()
+	w := newWorld(t, bkt, testStart)
+	w.generation([]string{"a"}, 0)
+	inside, leave := make(chan struct{}), make(chan struct{})
+	blocking := &faultBucket{Bucket: bkt, at: 1}
+	blocking.fault = func() error {
+		if blocking.calls.Load() == 1 {
+			close(inside)
+			<-leave
+		}
+		return nil
+	}
+	r := w.runner(func(o *Options) { o.Bucket, o.Lister = blocking, block.NewLister(blocking) })
+	var g errgroup.Group
+	g.Go(func() error { _, err := r.Run(context.Background(), true); return err })
+	<-inside
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := r.Run(ctx, true)
+	require.ErrorIs(t, err, context.Canceled)
+	close(leave)
+	require.NoError(t, g.Wait())
+}
+
+func TestScratchIsCleaned(t *testing.T) {
+	w := newWorld(t, objstore.NewInMemBucket(), testStart)
+	o := w.options()
+	id := ulid.MustNew(1, bytes.NewReader(make([]byte, 10))).String()
+	for _, name := range []string{id, id + ".tmp", "other"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(o.ScratchDir, name, "chunks"), 0o777))
+	}
+	r, err := NewRunner(o)
+	require.NoError(t, err)
+	w.generation([]string{"a"}, 0)
+	w.run(r, true)
+	entries, err := os.ReadDir(o.ScratchDir)
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
+	require.Equal(t, "other", entries[0].Name())
+}
+
+func TestNewRunnerChecksOptions(t *testing.T) {
+	w := newWorld(t, objstore.NewInMemBucket(), testStart)
+	_, err := NewRunner(Options{})
+	require.ErrorContains(t, err, "must be given")
+	o := w.options()
+	o.Config.DeletionDelay = time.Second
+	_, err = NewRunner(o)
+	require.ErrorContains(t, err, "deletion delay")
+}
+
+func TestBucketAway(t *testing.T) {
+	bkt := objstore.NewInMemBucket()
+	w := newWorld(t, bkt, testStart)
+	away := &faultBucket{Bucket: bkt, at: 1, fault: func() error { return errInjected }}
+	r := w.runner(func(o *Options) { o.Bucket, o.Lister = away, block.NewLister(away) })
+	_, err := r.Run(context.Background(), true)
+	require.True(t, errors.Is(err, errInjected), fmt.Sprint(err))
+	require.InDelta(t, 1, testutil.ToFloat64(r.metrics.runFailures), 0)
+}

@@ -1,0 +1,121 @@
+package batch
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+	"github.com/prometheus/prometheus/tsdb/index"
+
+	"github.com/millrace/millrace/pkg/block"
+)
+
+// windows returns the windows of the job's outputs, in order of time: those in which an input has samples. An input that
+// spans several (all that is older than the recent windows is one block, whatever its age) is read once for that, so that
+// years without samples cost nothing.
+func (e *execution) windows(ctx context.Context) ([]window, error) {
+	found := map[window]struct{}{}
+	for _, m := range e.job.Inputs {
+		if w := windowAt(m.MinTime, e.job.Width); w.holds(&m) {
+			found[w] = struct{}{}
+			continue
+		}
+		b, err := e.input(ctx, m)
+		if err != nil {
+			return nil, err
+		}
+		if err := scan(ctx, b, e.job.Width, found); err != nil {
+			return nil, fmt.Errorf("find the windows of block %s: %w", m.ULID, err)
+		}
+	}
+	return slices.SortedFunc(maps.Keys(found), func(a, b window) int { return cmp.Compare(a.min, b.min) }), nil
+}
+
+// scan adds the windows in which b has samples.
+func scan(ctx context.Context, b *block.Block, width int64, found map[window]struct{}) (err error) {
+	m := b.Meta()
+	q, err := b.ChunkQuerier(m.MinTime, m.MaxTime-1)
+	if err != nil {
+		return err
+	}
+	defer q.Close()
+	name, value := index.AllPostingsKey()
+	set := q.Select(ctx, true, nil, labels.MustNewMatcher(labels.MatchEqual, name, value))
+	var (
+		its  chunks.Iterator
+		it   chunkenc.Iterator
+		last window
+	)
+	add := func(t int64) {
+		if t >= last.min && t < last.max {
+			return
+		}
+		last = windowAt(t, width)
+		found[last] = struct{}{}
+	}
+	for set.Next() {
+		its = set.At().Iterator(its)
+		for its.Next() {
+			c := its.At()
+			add(c.MinTime)
+			if c.MaxTime < last.max {
+				continue
+			}
+			it = c.Chunk.Iterator(it)
+			for it.Next() != chunkenc.ValNone {
+				add(it.AtT())
+			}
+			if err := it.Err(); err != nil {
+				return fmt.Errorf("%w: chunk of %s: %w", block.ErrCorrupt, set.At().Labels(), err)
+			}
+		}
+		if err := its.Err(); err != nil {
+			return err
+		}
+	}
+	return set.Err()
+}
+
+// countedInput counts the series that are read.
+type countedInput struct {
+	*block.Block
+	seen *atomic.Int64
+}
+
+func (c countedInput) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
+	q, err := c.Block.ChunkQuerier(mint, maxt)
+	if err != nil {
+		return nil, err
+	}
+	return countedQuerier{ChunkQuerier: q, seen: c.seen}, nil
+}
+
+type countedQuerier struct {
+	storage.ChunkQuerier
+	seen *atomic.Int64
+}
+
+func (q countedQuerier) Select(ctx context.Context, sorted bool, hints *storage.SelectHints, ms ...*labels.Matcher) storage.ChunkSeriesSet {
+	set := q.ChunkQuerier.Select(ctx, sorted, hints, ms...)
+	if hints != nil && hints.Func == "series" {
+		return set // labels only, a first pass
+	}
+	return countedSet{ChunkSeriesSet: set, seen: q.seen}
+}
+
+type countedSet struct {
+	storage.ChunkSeriesSet
+	seen *atomic.Int64
+}
+
+func (s countedSet) Next() bool {
+	s.seen.Add(1)
+	return s.ChunkSeriesSet.Next()
+}
