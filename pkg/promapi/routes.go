@@ -1,0 +1,174 @@
+package promapi
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/prometheus/util/httputil"
+)
+
+// endpoint is what one path answers.
+type endpoint struct {
+	methods []string
+	serve   http.Handler
+	always  bool // also while the engine is not ready
+	form    bool // parameters come as a form: bounded, checked, compressed, with CORS headers
+}
+
+const (
+	labelPrefix = prefix + "/label/"
+	labelSuffix = "/values"
+	// labelValues is the key of all paths from labelPrefix to labelSuffix.
+	labelValues = labelPrefix + "*" + labelSuffix
+)
+
+var getOrPost = []string{http.MethodGet, http.MethodPost}
+
+// newRoutes lists every path that exists. Nothing else reaches Prometheus's handlers.
+func (a *api) newRoutes() map[string]endpoint {
+	routes := map[string]endpoint{
+		"/-/healthy":          {methods: []string{http.MethodGet, http.MethodHead}, serve: http.HandlerFunc(a.healthy), always: true},
+		"/-/ready":            {methods: []string{http.MethodGet, http.MethodHead}, serve: http.HandlerFunc(a.ready), always: true},
+		prefix + "/layers":    {methods: []string{http.MethodGet}, serve: http.HandlerFunc(a.layers), always: true, form: true},
+		prefix + "/batch/run": {methods: []string{http.MethodPost}, serve: http.HandlerFunc(a.batchRun), form: true},
+	}
+	if a.o.Metrics != nil {
+		routes["/metrics"] = endpoint{methods: []string{http.MethodGet, http.MethodHead}, serve: a.o.Metrics, always: true}
+	}
+	if a.o.Write != nil {
+		for _, path := range []string{"/write", "/push"} {
+			routes[prefix+path] = endpoint{methods: []string{http.MethodPost}, serve: a.o.Write}
+		}
+	}
+	own := map[string]http.HandlerFunc{"/metadata": a.metadata, "/status/tsdb": a.tsdbStatus}
+	for path, serve := range own {
+		routes[prefix+path] = endpoint{methods: getOrPost, serve: serve, form: true}
+	}
+	for _, path := range []string{
+		"/query", "/query_range", "/query_exemplars", "/format_query", "/parse_query", "/series", "/labels", "/rules", "/status/buildinfo",
+	} {
+		routes[prefix+path] = endpoint{methods: getOrPost, serve: a.upstream, form: true}
+	}
+	routes[labelValues] = endpoint{methods: getOrPost, serve: a.upstream, form: true}
+	return routes
+}
+
+// find returns the route of a path.
+func (a *api) find(path string) (endpoint, bool) {
+	if name, ok := strings.CutPrefix(path, labelPrefix); ok {
+		if name, ok = strings.CutSuffix(name, labelSuffix); ok && name != "" && !strings.Contains(name, "/") {
+			path = labelValues
+		}
+	} else if strings.Contains(path, "*") {
+		return endpoint{}, false
+	}
+	r, ok := a.routes[path]
+	return r, ok
+}
+
+// ServeHTTP answers a request; its panic is a 500.
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	tracked := &trackedWriter{ResponseWriter: w}
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		a.o.Logger.Error("a request panicked", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+		if !tracked.written {
+			w.Header().Del("Content-Encoding")
+			a.fail(w, internalError, fmt.Errorf("panic: %v", p))
+		}
+	}()
+	a.serve(tracked, r)
+}
+
+func (a *api) serve(w http.ResponseWriter, r *http.Request) {
+	found, ok := a.find(r.URL.Path)
+	if !ok {
+		a.fail(w, notFound, fmt.Errorf("there is no %s", r.URL.Path))
+		return
+	}
+	if found.form && r.Method == http.MethodOptions {
+		httputil.SetCORS(w, a.o.CORSOrigin, r)
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	if !slices.Contains(found.methods, r.Method) {
+		w.Header().Set("Allow", strings.Join(found.methods, ", "))
+		a.fail(w, methodNotAllowed, fmt.Errorf("method %s is not allowed for %s", r.Method, r.URL.Path))
+		return
+	}
+	if found.always || !a.refuse(w) {
+		if found.form {
+			a.serveForm(w, r, found.serve)
+			return
+		}
+		found.serve.ServeHTTP(w, r)
+	}
+}
+
+// refuse answers that the engine is not ready, if it is not.
+func (a *api) refuse(w http.ResponseWriter) bool {
+	if a.o.Ready == nil {
+		return false
+	}
+	err := a.o.Ready()
+	if err == nil {
+		return false
+	}
+	w.Header().Set("Retry-After", retryAfter)
+	a.fail(w, unavailable, err)
+	return true
+}
+
+// retryAfter is in how many seconds a client should come again.
+const retryAfter = "5"
+
+// serveForm reads and checks the parameters before it hands the request on.
+func (a *api) serveForm(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	if next != a.upstream {
+		// Prometheus's handlers do both themselves.
+		httputil.SetCORS(w, a.o.CORSOrigin, r)
+		next = httputil.CompressionHandler{Handler: next}
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, a.o.MaxForm)
+	if err := parseForm(r); err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			a.fail(w, tooLargeForm, fmt.Errorf("the form has more than %d bytes", tooLarge.Limit))
+			return
+		}
+		a.fail(w, badData, fmt.Errorf("error parsing form values: %w", err))
+		return
+	}
+	ctx, err := a.checkParams(r)
+	if err != nil {
+		a.fail(w, badData, err)
+		return
+	}
+	next.ServeHTTP(w, asGet(r.WithContext(ctx)))
+}
+
+// trackedWriter knows whether an answer has begun.
+type trackedWriter struct {
+	http.ResponseWriter
+	written bool
+}
+
+func (t *trackedWriter) WriteHeader(code int) {
+	t.written = true
+	t.ResponseWriter.WriteHeader(code)
+}
+
+func (t *trackedWriter) Write(b []byte) (int, error) {
+	t.written = true
+	return t.ResponseWriter.Write(b)
+}
+
+// Unwrap lets http.ResponseController find what the writer below can do.
+func (t *trackedWriter) Unwrap() http.ResponseWriter { return t.ResponseWriter }

@@ -1,0 +1,334 @@
+package serving
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/promql"
+	"github.com/prometheus/prometheus/promql/parser"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/util/stats"
+
+	"github.com/millrace/millrace/pkg/block"
+)
+
+// maxQueryText bounds an expression outside of its quoted strings, in bytes: whatever it says, it cannot be nested deeper than that.
+const maxQueryText = 128 << 10
+
+// EngineOptions configures an Engine.
+type EngineOptions struct {
+	// PromQL configures Prometheus's engine. MaxSamples, Timeout and Parser must be set; ActiveQueryTracker is replaced, and
+	// NoStepSubqueryIntervalFn has Prometheus's default of one minute.
+	PromQL promql.EngineOpts
+	// MaxConcurrency is how many queries are executed at once; others wait for it until their time is up. 0 is 20.
+	MaxConcurrency int
+	// Memory is what queries draw on; nil is no limit. It should be the one of the Queryable too.
+	Memory *MemoryPool
+	// Refresh, if any, is called before a query is run again because an object in the bucket is gone.
+	Refresh func(context.Context) error
+}
+
+// Engine is Prometheus's PromQL engine within limits. Queries of other Queryables than ours are possible, but their series are not charged.
+type Engine struct {
+	inner   *promql.Engine
+	o       EngineOptions
+	metrics *metrics
+}
+
+var _ promql.QueryEngine = (*Engine)(nil)
+
+// NewEngine returns an engine.
+func NewEngine(o EngineOptions) *Engine {
+	if o.Memory == nil {
+		o.Memory = NewMemoryPool(0)
+	}
+	if o.MaxConcurrency <= 0 {
+		o.MaxConcurrency = 20
+	}
+	if o.PromQL.NoStepSubqueryIntervalFn == nil {
+		o.PromQL.NoStepSubqueryIntervalFn = func(int64) int64 { return time.Minute.Milliseconds() }
+	}
+	if o.PromQL.Logger == nil {
+		o.PromQL.Logger = slog.New(slog.DiscardHandler)
+	}
+	e := &Engine{o: o, metrics: newMetrics(o.PromQL.Reg)}
+	opts := o.PromQL
+	opts.EnableAtModifier, opts.EnableNegativeOffset = true, true
+	opts.ActiveQueryTracker = newTracker(o.MaxConcurrency)
+	if opts.Reg != nil {
+		opts.Reg = tolerantRegisterer{opts.Reg}
+	}
+	e.inner = promql.NewEngine(opts)
+	return e
+}
+
+// CheckQuery refuses an expression so long that parsing it, or what is done with it afterwards, could exhaust the stack.
+func CheckQuery(text string) error {
+	if n := unquoted(text); n > maxQueryText {
+		return fmt.Errorf("the query has %d bytes outside of quotes; at most %d are parsed", n, maxQueryText)
+	}
+	return nil
+}
+
+// CheckDepth refuses an expression that is nested too deeply to be walked safely.
+func CheckDepth(expr parser.Expr) error {
+	if depth := depthOf(expr); depth > maxDepth {
+		return fmt.Errorf("the expression is nested %d levels deep; at most %d are evaluated", depth, maxDepth)
+	}
+	return nil
+}
+
+// unquoted counts the bytes of text that are in no quoted string.
+func unquoted(text string) (n int) {
+	quote := byte(0)
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		switch {
+		case quote == 0:
+			n++
+			if c == '"' || c == '\'' || c == '`' {
+				quote = c
+			}
+		case c == quote:
+			quote = 0
+		case c == '\\' && quote != '`':
+			i++
+		}
+	}
+	return n
+}
+
+// NewInstantQuery implements promql.QueryEngine. Parsing does not wait for a place among the queries that run.
+func (e *Engine) NewInstantQuery(ctx context.Context, q storage.Queryable, opts promql.QueryOpts, qs string, ts time.Time) (promql.Query, error) {
+	return e.newQuery(q, qs, func(q storage.Queryable) (promql.Query, error) {
+		return e.inner.NewInstantQuery(parsing(ctx), q, opts, qs, ts)
+	})
+}
+
+// NewRangeQuery implements promql.QueryEngine.
+func (e *Engine) NewRangeQuery(ctx context.Context, q storage.Queryable, opts promql.QueryOpts, qs string, start, end time.Time, interval time.Duration) (promql.Query, error) {
+	if interval < time.Millisecond {
+		return nil, fmt.Errorf("step of %s: must be at least 1ms", interval)
+	}
+	return e.newQuery(q, qs, func(q storage.Queryable) (promql.Query, error) {
+		return e.inner.NewRangeQuery(parsing(ctx), q, opts, qs, start, end, interval)
+	})
+}
+
+func (e *Engine) newQuery(q storage.Queryable, qs string, build func(storage.Queryable) (promql.Query, error)) (_ promql.Query, err error) {
+	if err := CheckQuery(qs); err != nil {
+		return nil, err
+	}
+	defer e.recovered(qs, &err)
+	w := &query{e: e, budget: e.o.Memory.NewBudget()}
+	w.build = func() (promql.Query, error) { return build(&plannedQueryable{Queryable: q, query: w}) }
+	if w.inner, err = w.build(); err != nil {
+		return nil, err
+	}
+	w.plan, w.refused = e.plan(w.inner)
+	return w, nil
+}
+
+func (e *Engine) plan(q promql.Query) (*plan, error) {
+	stmt, ok := q.Statement().(*parser.EvalStmt)
+	if !ok {
+		return nil, fmt.Errorf("statement of type %T cannot be evaluated", q.Statement())
+	}
+	return newPlan(stmt, e.o.PromQL.MaxSamples, e.o.PromQL.NoStepSubqueryIntervalFn)
+}
+
+// recovered, deferred, turns a panic into an error of the query.
+func (e *Engine) recovered(qs string, err *error) {
+	if p := recover(); p != nil {
+		e.o.PromQL.Logger.Error("a query panicked", "query", shorten(qs), "panic", p, "stack", string(debug.Stack()))
+		*err = fmt.Errorf("panic in the query: %v", p)
+	}
+}
+
+// query is a promql.Query that is planned, charged, and run again if need be.
+type query struct {
+	e       *Engine
+	build   func() (promql.Query, error)
+	plan    *plan
+	refused error // why it is not executed
+	budget  *Budget
+
+	mu    sync.Mutex // guards inner, which Cancel may need at any time
+	inner promql.Query
+	done  []promql.Query // earlier ones
+}
+
+// Exec runs the query. The budget is held until Close.
+func (w *query) Exec(ctx context.Context) *promql.Result {
+	res := w.exec(ctx)
+	if res.Err != nil {
+		res.Err = w.e.explain(ctx, res.Err)
+		w.budget.Close()
+		return res
+	}
+	// What the storage and inner parts of the expression held is free; the answer, and its text, are not.
+	w.budget.shrink(answerSize(res))
+	return res
+}
+
+func (w *query) exec(ctx context.Context) *promql.Result {
+	if w.refused != nil {
+		return &promql.Result{Err: w.refused}
+	}
+	if t := w.e.o.PromQL.Timeout; t > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, t)
+		defer cancel()
+	}
+	res := w.once(ctx)
+	if !errors.Is(res.Err, block.ErrGone) {
+		return res
+	}
+	w.e.metrics.retries.Inc()
+	if refresh := w.e.o.Refresh; refresh != nil {
+		if err := refresh(ctx); err != nil {
+			return &promql.Result{Err: fmt.Errorf("%w; looking for its replacement: %w", res.Err, err)}
+		}
+	}
+	w.budget.Close()
+	if err := w.rebuild(); err != nil {
+		return &promql.Result{Err: err}
+	}
+	return w.once(ctx)
+}
+
+func (w *query) once(ctx context.Context) (res *promql.Result) {
+	var panicked error
+	defer func() {
+		if panicked != nil {
+			res = &promql.Result{Err: panicked}
+		}
+	}()
+	defer w.e.recovered(w.String(), &panicked)
+	if err := w.budget.add(w.plan.static, 0, 0); err != nil {
+		return &promql.Result{Err: err}
+	}
+	return w.current().Exec(ctx)
+}
+
+// rebuild makes a new inner query, as each can be run only once.
+func (w *query) rebuild() error {
+	inner, err := w.build()
+	if err != nil {
+		return err
+	}
+	p, err := w.e.plan(inner)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.done = append(w.done, w.inner)
+	w.inner, w.plan = inner, p
+	return nil
+}
+
+func (w *query) current() promql.Query {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.inner
+}
+
+// explain gives errors the type and text that a user should see.
+func (e *Engine) explain(ctx context.Context, err error) error {
+	var memory *MemoryError
+	var samples promql.ErrTooManySamples
+	switch {
+	case errors.As(err, &memory):
+		limit := "memory"
+		if memory.Busy {
+			limit = "memory_busy"
+		}
+		e.metrics.refused.WithLabelValues(limit).Inc()
+		return memory
+	case errors.As(err, &samples):
+		e.metrics.refused.WithLabelValues("samples").Inc()
+	case errors.As(err, new(promql.ErrQueryTimeout)), errors.As(err, new(promql.ErrQueryCanceled)):
+	case errors.Is(err, context.DeadlineExceeded) && (ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded)):
+		return promql.ErrQueryTimeout("reading series")
+	case errors.Is(err, context.Canceled):
+		return promql.ErrQueryCanceled("reading series")
+	}
+	return err
+}
+
+// answerSize is what an answer takes, as values and as text.
+func answerSize(res *promql.Result) int64 {
+	const text = 32 // bytes of a point in JSON
+	n := int64(0)
+	switch v := res.Value.(type) {
+	case promql.Matrix:
+		for _, s := range v {
+			n += int64(2*s.Metric.ByteSize()) + int64(len(s.Floats))*(pointSize+text)
+			for _, h := range s.Histograms {
+				n += 4 * (pointSize + int64(h.H.Size()))
+			}
+		}
+	case promql.Vector:
+		for _, s := range v {
+			n += int64(2*s.Metric.ByteSize()) + pointSize + text
+			if s.H != nil {
+				n += 4 * int64(s.H.Size())
+			}
+		}
+	}
+	return n
+}
+
+// Close gives back the memory of the query and its budget.
+func (w *query) Close() {
+	w.mu.Lock()
+	all := append(w.done, w.inner)
+	w.done = nil
+	w.mu.Unlock()
+	for _, q := range all {
+		q.Close()
+	}
+	w.budget.Close()
+}
+
+func (w *query) Statement() parser.Statement { return w.current().Statement() }
+func (w *query) Stats() *stats.Statistics    { return w.current().Stats() }
+func (w *query) Cancel()                     { w.current().Cancel() }
+func (w *query) String() string              { return w.current().String() }
+
+// plannedQueryable hands a query's budget and plan on to the storage.
+type plannedQueryable struct {
+	storage.Queryable
+	query *query
+}
+
+func (p *plannedQueryable) Querier(mint, maxt int64) (storage.Querier, error) {
+	q, err := p.Queryable.Querier(mint, maxt)
+	if err != nil {
+		return nil, err
+	}
+	return &plannedQuerier{Querier: q, query: p.query}, nil
+}
+
+type plannedQuerier struct {
+	storage.Querier
+	query *query
+}
+
+func (p *plannedQuerier) Select(ctx context.Context, sorted bool, hints *storage.SelectHints, ms ...*labels.Matcher) storage.SeriesSet {
+	ctx = context.WithValue(withBudget(ctx, p.query.budget), planKey{}, p.query.plan)
+	return p.Querier.Select(ctx, sorted, hints, ms...)
+}
+
+type budgetKey struct{}
+
+func withBudget(ctx context.Context, b *Budget) context.Context {
+	return context.WithValue(ctx, budgetKey{}, b)
+}

@@ -1,0 +1,149 @@
+package serving
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+
+	"github.com/prometheus/prometheus/storage"
+)
+
+// Source is a part of the data that can be queried by itself: a generation or a block. It is compared by identity, so it must be a
+// pointer or another comparable value. Its methods are safe for concurrent use.
+type Source interface {
+	// Layer is Speed for a generation and for a local block that the bucket does not hold yet, Batch for a block in the bucket.
+	Layer() Layer
+	// Generations is the range of generations that went into the source. Of two sources that have the same sample, the one with the
+	// higher max wins, then the one with the higher min.
+	Generations() (minGen, maxGen uint64)
+	// MinTime and MaxTime bound the samples' timestamps, both inclusive, in milliseconds. MinTime is above MaxTime when there is no sample.
+	MinTime() int64
+	MaxTime() int64
+	// ChunkQuerier reads the samples with mint ≤ t ≤ maxt, and more of a chunk that crosses these. Its sets are sorted by labels; a series'
+	// chunks are sorted by time and do not overlap.
+	ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error)
+}
+
+// Entry is a source that is added to a Set. Release, which may be nil, is called once, when the source has been removed and the last
+// snapshot that holds it was released.
+type Entry struct {
+	Source  Source
+	Release func()
+}
+
+// Set holds the sources that queries see.
+type Set struct {
+	mu      sync.Mutex
+	current *version
+}
+
+// version is one state of a Set; its members are guarded by the Set's lock, and members does not change.
+type version struct {
+	members []*member // in order of precedence
+	pins    int       // snapshots, and one while the version is the current one
+}
+
+// member is a source in one or more versions.
+type member struct {
+	Source
+	release  func()
+	versions int
+}
+
+// NewSet returns a set without sources.
+func NewSet() *Set {
+	return &Set{current: &version{pins: 1}}
+}
+
+// Replace takes sources out of the set and adds others, in one step: a query sees either all of it or nothing. Removing what is not there
+// does nothing, and neither does adding what already is there.
+func (s *Set) Replace(remove []Source, add []Entry) {
+	s.mu.Lock()
+	next := &version{pins: 1}
+	has := map[Source]bool{}
+	for _, m := range s.current.members {
+		if !slices.Contains(remove, m.Source) {
+			next.members = append(next.members, m)
+			has[m.Source] = true
+		}
+	}
+	for _, e := range add {
+		if !has[e.Source] {
+			has[e.Source] = true
+			next.members = append(next.members, &member{Source: e.Source, release: e.Release})
+		}
+	}
+	slices.SortStableFunc(next.members, comparePrecedence)
+	for _, m := range next.members {
+		m.versions++
+	}
+	old := s.current
+	s.current = next
+	freed := s.unpin(old)
+	s.mu.Unlock()
+	release(freed)
+}
+
+// comparePrecedence orders members so that the later one wins.
+func comparePrecedence(a, b *member) int {
+	aMin, aMax := a.Generations()
+	bMin, bMax := b.Generations()
+	return cmp.Or(cmp.Compare(aMax, bMax), cmp.Compare(aMin, bMin))
+}
+
+// unpin takes a pin off v and returns the members that nothing holds any more. The lock is held.
+func (*Set) unpin(v *version) (freed []*member) {
+	if v.pins--; v.pins > 0 {
+		return nil
+	}
+	for _, m := range v.members {
+		if m.versions--; m.versions == 0 {
+			freed = append(freed, m)
+		}
+	}
+	return freed
+}
+
+func release(freed []*member) {
+	for _, m := range freed {
+		if m.release != nil {
+			m.release()
+		}
+	}
+}
+
+// Sources returns the current sources in order of precedence. They are not pinned: it is for looking at, not for reading.
+func (s *Set) Sources() []Source {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Source, len(s.current.members))
+	for i, m := range s.current.members {
+		out[i] = m.Source
+	}
+	return out
+}
+
+// Snapshot is the state of a Set at one moment. Its sources can be read until Release.
+type Snapshot struct {
+	set  *Set
+	v    *version
+	once sync.Once
+}
+
+// Pin returns the current state.
+func (s *Set) Pin() *Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.current.pins++
+	return &Snapshot{set: s, v: s.current}
+}
+
+// Release gives the snapshot back; further calls do nothing.
+func (p *Snapshot) Release() {
+	p.once.Do(func() {
+		p.set.mu.Lock()
+		freed := p.set.unpin(p.v)
+		p.set.mu.Unlock()
+		release(freed)
+	})
+}
