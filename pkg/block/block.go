@@ -60,10 +60,17 @@ func OpenBucket(ctx context.Context, bkt objstore.BucketReader, id ulid.ULID, ca
 }
 
 // OpenBucketMeta is OpenBucket for who has the meta already: it makes no request, unless the meta does not tell the sizes of
-// the block's files.
+// the block's files. Files of a DirBucket are mapped.
 func OpenBucketMeta(ctx context.Context, bkt objstore.BucketReader, m Meta, cache *Cache) (*Block, error) {
 	if err := readable(&m); err != nil {
 		return nil, err
+	}
+	if l, ok := bkt.(localPather); ok {
+		r, err := openMmap(l.LocalPath(m.ULID.String()), &m)
+		if err != nil {
+			return nil, fmt.Errorf("open block %s: %w", m.ULID, goneIfMissing(err))
+		}
+		return newBlock(m, r), nil
 	}
 	if cache == nil {
 		cache = NewCache(0, nil)

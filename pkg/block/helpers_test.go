@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/oklog/ulid/v2"
@@ -44,7 +46,20 @@ func (s sample) String() string {
 	case s.fh != nil:
 		return fmt.Sprintf("%d:%s", s.t, s.fh)
 	}
-	return fmt.Sprintf("%d:%x", s.t, math.Float64bits(s.v))
+	return strconv.FormatInt(s.t, 10) + ":" + strconv.FormatUint(math.Float64bits(s.v), 16)
+}
+
+// line writes a series on one line.
+func line(ls labels.Labels, chunks ...[]sample) string {
+	var b strings.Builder
+	b.WriteString(ls.String())
+	for _, samples := range chunks {
+		for _, p := range samples {
+			b.WriteByte(' ')
+			b.WriteString(p.String())
+		}
+	}
+	return b.String()
 }
 
 // memSeries is a series of the model.
@@ -148,7 +163,11 @@ func randomInput(rnd *rand.Rand, n int, mint, maxt int64) memInput {
 		if i%5 == 0 {
 			s.labels = labels.NewBuilder(s.labels).Set("extra", "yes").Labels()
 		}
-		step := (maxt - mint) / int64(1+rnd.IntN(300))
+		count := 1 + rnd.IntN(30)
+		if i%10 == 0 {
+			count *= 10
+		}
+		step := (maxt - mint) / int64(count)
 		t := mint + rnd.Int64N(max(1, step))
 		for ; t < maxt; t += max(1, step/2+rnd.Int64N(max(1, step))) {
 			s.samples = append(s.samples, randomSample(rnd, i, t))
@@ -209,7 +228,7 @@ func tryDump(set storage.ChunkSeriesSet) ([]string, error) {
 	var out []string
 	for set.Next() {
 		s := set.At()
-		line := s.Labels().String()
+		var samples [][]sample
 		last := int64(math.MinInt64)
 		it := s.Iterator(nil)
 		for it.Next() {
@@ -218,14 +237,12 @@ func tryDump(set storage.ChunkSeriesSet) ([]string, error) {
 				return out, fmt.Errorf("chunk at %d overlaps the one before, which ends at %d", c.MinTime, last)
 			}
 			last = c.MaxTime
-			for _, p := range chunkSamples(c.Chunk) {
-				line += " " + p.String()
-			}
+			samples = append(samples, chunkSamples(c.Chunk))
 		}
 		if it.Err() != nil {
 			return out, it.Err()
 		}
-		out = append(out, line)
+		out = append(out, line(s.Labels(), samples...))
 	}
 	return out, set.Err()
 }
@@ -253,11 +270,7 @@ func chunkSamples(c chunkenc.Chunk) []sample {
 func (in memInput) dump() []string {
 	var out []string
 	for _, s := range in {
-		line := s.labels.String()
-		for _, p := range s.samples {
-			line += " " + p.String()
-		}
-		out = append(out, line)
+		out = append(out, line(s.labels, s.samples))
 	}
 	return out
 }

@@ -19,6 +19,9 @@ type framing func(b []byte) (n int64, ok bool)
 // maxFrame is the number of bytes that a framing needs at most.
 const maxFrame = binary.MaxVarintLen64
 
+// maxItem bounds series entries and chunks, far above what there is, so that a damaged length does not take all memory.
+const maxItem = 64 << 20
+
 // items is a number of loaded items. Released, it must not be used any more.
 type items struct {
 	first, second *view
@@ -87,7 +90,7 @@ func frameChunk(b []byte) (int64, bool) { return frameUvarint(b, 1+crc32.Size) }
 
 func frameUvarint(b []byte, extra int64) (int64, bool) {
 	n, k := binary.Uvarint(b)
-	if k <= 0 || n > 1<<32 {
+	if k <= 0 || n > maxItem {
 		return 0, false
 	}
 	return int64(k) + int64(n) + extra, true

@@ -70,7 +70,7 @@ func Write(ctx context.Context, dir string, m Meta, inputs []Input, o WriteOptio
 // commit syncs a folder's entries and gives it its final name.
 func commit(tmp, final string) error {
 	for _, d := range []string{filepath.Join(tmp, ChunksDirname), tmp} {
-		if err := syncDir(d); err != nil {
+		if err := syncFolder(d); err != nil {
 			return err
 		}
 	}
@@ -79,18 +79,6 @@ func commit(tmp, final string) error {
 		return err
 	}
 	return fileutil.Rename(tmp, final)
-}
-
-func syncDir(dir string) error {
-	f, err := fileutil.OpenDir(dir)
-	if err != nil {
-		return fmt.Errorf("sync folder: %w", err)
-	}
-	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync folder: %w", err)
-	}
-	return nil
 }
 
 // writer is one Write.
