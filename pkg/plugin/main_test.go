@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(actAsPlugin) != "" {
 		os.Exit(pluginMain())
 	}
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("net/http.(*persistConn).readLoop"))
+	goleak.VerifyTestMain(m)
 }
 
 // fakeEngine is PromQL over a storage, with a phase that tests set.
@@ -197,5 +197,3 @@ func (f fakeExemplars) ExemplarQuerier(context.Context) (storage.ExemplarQuerier
 func (f fakeExemplars) Select(_, _ int64, _ ...[]*labels.Matcher) ([]exemplar.QueryResult, error) {
 	return f.found, f.err
 }
-
-

@@ -106,7 +106,16 @@ func (p *process) stop(reason string) {
 		p.logger.Info("stopping", "reason", reason)
 		ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
 		defer cancel()
-		p.engine.Stop(ctx)
+		stopped := make(chan struct{})
+		go func() {
+			defer close(stopped)
+			p.engine.Stop(ctx)
+		}()
+		select {
+		case <-stopped:
+		case <-ctx.Done(): // an engine that hangs gets no more time: a kill would follow
+			p.logger.Warn("the engine did not stop in time")
+		}
 		close(p.done)
 	})
 }

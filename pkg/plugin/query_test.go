@@ -60,7 +60,7 @@ func TestFrames(t *testing.T) {
 		{"range_mixed", map[string]string{"A": `{"expr":"mixed","range":true,"interval":"5m"}`}},
 		{"range_empty", map[string]string{"A": `{"expr":"nothing","range":true}`}},
 		{"range_scalar", map[string]string{"A": `{"expr":"1+1","range":true,"interval":"5m"}`}},
-		{"instant", map[string]string{"A": `{"expr":"requests","instant":true,"format":"table"}`}},
+		{"instant", map[string]string{"A": `{"expr":"sort(requests)","instant":true,"format":"table"}`}},
 		{"instant_histogram", map[string]string{"A": `{"expr":"latency","instant":true}`}},
 		{"instant_empty", map[string]string{"A": `{"expr":"nothing","instant":true}`}},
 		{"instant_scalar", map[string]string{"A": `{"expr":"1/0","instant":true}`}},
