@@ -25,7 +25,7 @@ const (
 
 func TestSeriesIsUnionWhereLaterInputsWin(t *testing.T) {
 	var reuse chunkenc.Iterator
-	eachRandom(t, 150, func(t *testing.T, g *generator, raw [][]sample, series []storage.ChunkSeries) {
+	eachRandom(t, 60, func(t *testing.T, g *generator, raw [][]sample, series []storage.ChunkSeries) {
 		want := model(minTime, maxTime, raw...)
 		reuse = Series(series...).Iterator(reuse)
 		got := read(t, reuse, reuse.Next())
@@ -35,7 +35,7 @@ func TestSeriesIsUnionWhereLaterInputsWin(t *testing.T) {
 }
 
 func TestSeriesSeek(t *testing.T) {
-	eachRandom(t, 100, func(t *testing.T, g *generator, raw [][]sample, series []storage.ChunkSeries) {
+	eachRandom(t, 40, func(t *testing.T, g *generator, raw [][]sample, series []storage.ChunkSeries) {
 		want := model(minTime, maxTime, raw...)
 		it := Series(series...).Iterator(nil)
 		pos, vt := -1, chunkenc.ValNone
@@ -88,7 +88,7 @@ func readChunks(t testing.TB, it chunks.Iterator, mint, maxt int64) (metas []chu
 }
 
 func TestChunksHoldTheSameSamples(t *testing.T) {
-	eachRandom(t, 150, func(t *testing.T, g *generator, raw [][]sample, series []storage.ChunkSeries) {
+	eachRandom(t, 60, func(t *testing.T, g *generator, raw [][]sample, series []storage.ChunkSeries) {
 		mint, maxt := int64(minTime), int64(maxTime)
 		if g.Intn(2) == 0 {
 			mint, maxt = g.Int63n(100), 50+g.Int63n(300)
@@ -110,7 +110,7 @@ func TestChunksHoldTheSameSamples(t *testing.T) {
 }
 
 func TestMergingIsAssociative(t *testing.T) {
-	eachRandom(t, 60, func(t *testing.T, g *generator, raw [][]sample, series []storage.ChunkSeries) {
+	eachRandom(t, 30, func(t *testing.T, g *generator, raw [][]sample, series []storage.ChunkSeries) {
 		want := model(minTime, maxTime, raw...)
 		o := EncodeOptions{StartTimestamps: true, JoinBelow: g.Intn(60)}
 		for len(series) > 1 { // Merge random neighbours until one is left.

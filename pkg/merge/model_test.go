@@ -68,15 +68,18 @@ func requireEqual(t testing.TB, want, got []sample, withST bool) {
 	require.Equal(t, times(want), times(got))
 	for i := range want {
 		w, g := want[i], got[i]
-		require.Equal(t, w.vt(), g.vt(), "type at %d", w.t)
-		if withST {
-			require.Equal(t, w.st, g.st, "start timestamp at %d", w.t)
-		} else {
-			require.Zero(t, g.st, "start timestamp at %d", w.t)
+		if !withST {
+			w.st = 0
+		}
+		// The plain comparisons are for speed: this runs a million times.
+		if w.vt() != g.vt() || w.st != g.st {
+			require.Equal(t, w, g)
 		}
 		switch w.vt() {
 		case chunkenc.ValFloat:
-			require.Equal(t, math.Float64bits(w.v), math.Float64bits(g.v), "value at %d", w.t)
+			if math.Float64bits(w.v) != math.Float64bits(g.v) {
+				require.Equal(t, math.Float64bits(w.v), math.Float64bits(g.v), "value at %d", w.t)
+			}
 		case chunkenc.ValHistogram:
 			require.True(t, normal(w.h).Equals(normal(g.h)), "histogram at %d: %s, want %s", w.t, g.h, w.h)
 			require.Equal(t, gauge(w.h.CounterResetHint, w.h.Sum), gauge(g.h.CounterResetHint, g.h.Sum), "gauge at %d", w.t)

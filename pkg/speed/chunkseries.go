@@ -14,9 +14,14 @@ import (
 
 // chunkSeries is a series that a query found.
 type chunkSeries struct {
-	labels     labels.Labels
-	sh         *shard
-	ref        uint32
+	labels labels.Labels
+	sh     *shard
+	*scope
+	ref uint32
+}
+
+// scope is what the series of a query have in common.
+type scope struct {
 	mint, maxt int64
 	withST     bool
 }

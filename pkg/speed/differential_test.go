@@ -30,7 +30,7 @@ func bothStores(t testing.TB) (*Generation, *tsdb.Head) {
 
 	r := rand.New(rand.NewSource(1))
 	gen := &generator{Rand: r}
-	for i := range 300 {
+	for i := range 150 {
 		kv := []string{"__name__", fmt.Sprintf("m%d", i%5), "i", fmt.Sprint(i)}
 		if i%2 == 0 {
 			kv = append(kv, "env", []string{"prod", "dev", "test"}[i%3])
@@ -41,7 +41,7 @@ func bothStores(t testing.TB) (*Generation, *tsdb.Head) {
 		ls := labels.FromStrings(kv...)
 		var samples []sample
 		at := r.Int63n(100_000)
-		for range 1 + r.Intn(300) {
+		for range 1 + r.Intn(150) {
 			s := gen.value()
 			if i%4 > 0 {
 				s.h, s.fh = nil, nil
@@ -99,7 +99,7 @@ func matcherTable() [][]*labels.Matcher {
 		out = append(out, []*labels.Matcher{s})
 	}
 	r := rand.New(rand.NewSource(2))
-	for range 200 {
+	for range 100 {
 		var ms []*labels.Matcher
 		for range 2 + r.Intn(3) {
 			ms = append(ms, singles[r.Intn(len(singles))])

@@ -163,7 +163,7 @@ func requireModel(t testing.TB, m model, g *Generation, mint, maxt int64) {
 }
 
 func TestRandomRequestsConcurrently(t *testing.T) {
-	for seed := range int64(80) {
+	for seed := range int64(60) {
 		gen := newGenerator(seed)
 		withST := gen.withST && gen.Intn(4) > 0
 		m := model{}

@@ -35,7 +35,7 @@ func (q *querier) inRange() bool {
 
 // Select returns the series that match. Without matchers these are all series.
 func (q *querier) Select(ctx context.Context, sorted bool, hints *storage.SelectHints, ms ...*labels.Matcher) storage.ChunkSeriesSet {
-	c := &collector{ctx: ctx, g: q.g, mint: q.mint, maxt: q.maxt, hints: hints}
+	c := &collector{ctx: ctx, scope: &scope{mint: q.mint, maxt: q.maxt, withST: q.g.startTimestamps}, hints: hints}
 	if hints != nil && (hints.Start != 0 || hints.End != 0) {
 		c.mint, c.maxt = max(c.mint, hints.Start), min(c.maxt, hints.End)
 	}
@@ -58,11 +58,10 @@ func (q *querier) Select(ctx context.Context, sorted bool, hints *storage.Select
 
 // collector gathers the series of a query.
 type collector struct {
-	ctx        context.Context
-	g          *Generation
-	mint, maxt int64
-	hints      *storage.SelectHints
-	found      []chunkSeries
+	ctx context.Context
+	*scope
+	hints *storage.SelectHints
+	found []chunkSeries
 }
 
 func (c *collector) collect(sh *shard, ms []*labels.Matcher) error {
@@ -100,7 +99,7 @@ func (c *collector) add(sh *shard, refs []uint32) {
 		if c.hints != nil && c.hints.ShardCount > 0 && labels.StableHash(ls)%c.hints.ShardCount != c.hints.ShardIndex {
 			continue
 		}
-		c.found = append(c.found, chunkSeries{labels: ls, sh: sh, ref: ref, mint: c.mint, maxt: c.maxt, withST: c.g.startTimestamps})
+		c.found = append(c.found, chunkSeries{labels: ls, sh: sh, scope: c.scope, ref: ref})
 	}
 }
 
