@@ -69,6 +69,7 @@ type decoder struct {
 	histograms int
 	exemplars  int
 	exReasons  []reason // of its exemplars
+	exPairs    []pair   // of one of them
 
 	hist     histogramScratch
 	symbols  []symbol
@@ -84,6 +85,7 @@ var decoderPool = sync.Pool{New: func() any {
 
 func (d *decoder) release() {
 	clear(d.pairs[:cap(d.pairs)])
+	clear(d.exPairs[:cap(d.exPairs)])
 	if len(d.families) > 1<<12 {
 		d.families = map[string]int{} // clearing takes as long as the map is large
 	}
@@ -92,7 +94,7 @@ func (d *decoder) release() {
 	d.b, d.judge = nil, nil
 	d.hist.lastCustom = nil
 	d.verdict.messages = nil
-	if cap(d.symbols) <= maxPooled/8 && cap(d.pairs) <= 1<<12 && d.hist.footprint() <= maxPooled/8 {
+	if cap(d.symbols) <= maxPooled/8 && cap(d.pairs)+cap(d.exPairs) <= 1<<12 && d.hist.footprint() <= maxPooled/8 {
 		decoderPool.Put(d)
 	}
 }
@@ -205,7 +207,8 @@ func (d *decoder) closeSeries(key []byte, meta *Metadata) error {
 		return nil
 	}
 	if key == nil || !canonical {
-		if key = d.buildKey(); key == nil {
+		var ok bool
+		if key, ok = d.buildKey(); !ok {
 			return errTooLarge
 		}
 	}
@@ -386,15 +389,15 @@ func drop[T any](arena []T, from int, gone []uint32, ord uint32) ([]T, []uint32,
 	return arena[:kept], gone, ord
 }
 
-// buildKey appends the key of d.pairs to the batch's arena; nil if it is too large.
-func (d *decoder) buildKey() []byte {
+// buildKey appends the key of d.pairs to the batch's arena; false if it is too large.
+func (d *decoder) buildKey() ([]byte, bool) {
 	size := 0
 	for i := range d.pairs {
 		n := labelSize(len(d.pairs[i].name), len(d.pairs[i].value))
 		size += 1 + varintLen(uint64(n)) + n
 	}
 	if !d.spend(size) {
-		return nil
+		return nil, false
 	}
 	b := d.b
 	if cap(b.keys)-len(b.keys) < size {
@@ -405,7 +408,7 @@ func (d *decoder) buildKey() []byte {
 	for i := range d.pairs {
 		b.keys = appendLabel(b.keys, d.pairs[i].name, d.pairs[i].value)
 	}
-	return b.keys[start:len(b.keys):len(b.keys)]
+	return b.keys[start:len(b.keys):len(b.keys)], true
 }
 
 // text returns a string over bytes of the body, valid as long as the batch.

@@ -135,6 +135,16 @@ func TestKey(t *testing.T) {
 	}
 }
 
+// TestReplayOfSeriesWithoutLabels: such series are refused when they come; a
+// record that holds one all the same is read, not mistaken for something else.
+func TestReplayOfSeriesWithoutLabels(t *testing.T) {
+	b, err := DecodeRecord(append([]byte{recordRequest, byte(V2), 0}, pack(v2Request(nil, upFloat))...))
+	require.NoError(t, err)
+	defer b.Release()
+	require.Len(t, b.Series, 1)
+	require.Empty(t, b.Series[0].Key)
+}
+
 // TestVarints: the same numbers are read as by encoding/binary, which is stricter
 // only about the tenth byte.
 func TestVarints(t *testing.T) {

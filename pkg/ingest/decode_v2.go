@@ -3,6 +3,7 @@ package ingest
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -121,7 +122,8 @@ func (d *decoder) seriesV2(b []byte) error {
 			return err
 		}
 	}
-	if err := d.resolve(d.refs, func(p pair) { d.pairs = append(d.pairs, p) }); err != nil {
+	var err error
+	if d.pairs, err = d.resolve(d.pairs, d.refs); err != nil {
 		return err
 	}
 	m, err := d.resolveMetadata(meta)
@@ -186,23 +188,24 @@ func (*decoder) refError(code int) error {
 	return fmt.Errorf("label references: %w", wireError(code))
 }
 
-// resolve looks up pairs of references in the table of symbols.
-func (d *decoder) resolve(refs []uint32, add func(pair)) error {
+// resolve appends to dst what pairs of references stand for.
+func (d *decoder) resolve(dst []pair, refs []uint32) ([]pair, error) {
 	if len(refs)%2 != 0 {
-		return fmt.Errorf("odd number of label references (%d)", len(refs))
+		return dst, fmt.Errorf("odd number of label references (%d)", len(refs))
 	}
-	for i := 0; i < len(refs); i += 2 {
-		if int64(refs[i]) >= int64(len(d.symbols)) || int64(refs[i+1]) >= int64(len(d.symbols)) {
-			return fmt.Errorf("label reference %d=%d is outside of the symbols table (%d entries)",
-				refs[i], refs[i+1], len(d.symbols))
+	dst = slices.Grow(dst, len(refs)/2)
+	for ; len(refs) > 0; refs = refs[2:] {
+		if int64(max(refs[0], refs[1])) >= int64(len(d.symbols)) {
+			return dst, fmt.Errorf("label reference %d=%d is outside of the symbols table (%d entries)",
+				refs[0], refs[1], len(d.symbols))
 		}
-		name, value := d.symbols[refs[i]], d.symbols[refs[i+1]]
-		add(pair{
+		name, value := d.symbols[refs[0]], d.symbols[refs[1]]
+		dst = append(dst, pair{
 			name: d.bytes(name), value: d.bytes(value),
 			invalid: (name.end|value.end)&symbolInvalid != 0,
 		})
 	}
-	return nil
+	return dst, nil
 }
 
 func (d *decoder) bytes(s symbol) []byte {
@@ -302,8 +305,12 @@ func (d *decoder) exemplarV2(b []byte) error {
 	d.refs = d.refs[:from]
 	d.builder.Reset()
 	set := exemplarLabels{builder: &d.builder}
-	if err := d.resolve(refs, set.add); err != nil {
+	var err error
+	if d.exPairs, err = d.resolve(d.exPairs[:0], refs); err != nil {
 		return err
+	}
+	for _, p := range d.exPairs {
+		set.add(p)
 	}
 	return d.addExemplar(e, &set)
 }

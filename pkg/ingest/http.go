@@ -72,8 +72,7 @@ func answer(w http.ResponseWriter, err error) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	var unavailable *Unavailable
-	if errors.As(err, &unavailable) {
+	if unavailable, ok := errors.AsType[*Unavailable](err); ok {
 		w.Header().Set("Retry-After", unavailable.retryAfter())
 	}
 	http.Error(w, err.Error(), StatusOf(err))

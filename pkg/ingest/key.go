@@ -82,8 +82,15 @@ func LabelsKey(dst []byte, l labels.Labels) []byte {
 }
 
 func appendLabel[S string | []byte](dst []byte, name, value S) []byte {
+	n := labelSize(len(name), len(value))
+	if n < 0x80 { // all three lengths take one byte
+		dst = append(dst, tagLabel, byte(n), tagName, byte(len(name)))
+		dst = append(dst, name...)
+		dst = append(dst, tagValue, byte(len(value)))
+		return append(dst, value...)
+	}
 	dst = append(dst, tagLabel)
-	dst = appendVarint(dst, uint64(labelSize(len(name), len(value))))
+	dst = appendVarint(dst, uint64(n))
 	dst = append(dst, tagName)
 	dst = appendVarint(dst, uint64(len(name)))
 	dst = append(dst, name...)

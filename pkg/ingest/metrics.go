@@ -104,8 +104,7 @@ func (m *metrics) registerReasons(f promauto.Factory) {
 func (m *metrics) request(p Protocol, err error, took time.Duration) {
 	m.requests.WithLabelValues(p.String(), strconv.Itoa(StatusOf(err))).Inc()
 	m.duration.WithLabelValues(p.String()).Observe(took.Seconds())
-	var refused *Refused
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*Refused](err); ok {
 		m.rejectedRequests.WithLabelValues(refused.Cause).Inc()
 	}
 }

@@ -82,9 +82,9 @@ func (r *Receiver) ingest(ctx context.Context, p Protocol, body []byte) (Written
 	defer r.inflight.Add(-cost)
 
 	d, _ := decoderPool.Get().(*decoder)
-	defer d.release()
 	d.b = newBatch()
 	defer d.b.Release()
+	defer d.release() // first: it holds strings of the batch
 	d.judge = &d.verdict
 	d.judge.reset(&r.limits, r.now())
 	d.rejected = d.rejected[:0]

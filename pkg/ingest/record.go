@@ -59,22 +59,23 @@ func DecodeRecord(rec []byte) (*Batch, error) {
 		return nil, fmt.Errorf("%w: kind %d, protocol %d", ErrUnknownRecord, rec[0], rec[1])
 	}
 	d, _ := decoderPool.Get().(*decoder)
-	defer d.release()
-	d.judge = nil
-	d.budget = replayBudget
-	body, err := d.readRejected(rec[2:])
+	b := newBatch()
+	d.b, d.judge, d.budget = b, nil, replayBudget
+	err := d.replay(p, rec[2:])
+	d.release()
 	if err != nil {
+		b.Release()
 		return nil, fmt.Errorf("%w: %w", ErrCorruptRecord, err)
 	}
-	d.b = newBatch()
-	if err := d.replay(p, body); err != nil {
-		d.b.Release()
-		return nil, fmt.Errorf("%w: %w", ErrCorruptRecord, err)
-	}
-	return d.b, nil
+	return b, nil
 }
 
-func (d *decoder) replay(p Protocol, body []byte) error {
+// replay decodes what stands behind a record's protocol.
+func (d *decoder) replay(p Protocol, rec []byte) error {
+	body, err := d.readRejected(rec)
+	if err != nil {
+		return err
+	}
 	if err := d.b.decompress(body, maxSize); err != nil {
 		return err
 	}

@@ -176,4 +176,9 @@ func zigzag32(v uint64) int32 { return int32(uint32(v)>>1) ^ -int32(v&1) }
 func appendVarint(dst []byte, v uint64) []byte { return binary.AppendUvarint(dst, v) }
 
 // varintLen is the length of v as a short varint.
-func varintLen(v uint64) int { return (bits.Len64(v|1) + 6) / 7 }
+func varintLen(v uint64) int {
+	if v < 0x80 {
+		return 1
+	}
+	return (bits.Len64(v) + 6) / 7
+}

@@ -1,0 +1,76 @@
+package ingest
+
+import (
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestRecordHeaderRoundTrip(t *testing.T) {
+	for _, rejected := range []Rejected{nil, {0}, {1}, {0, 1, 2}, {5, 500, 1 << 20}, {math.MaxUint32}} {
+		header := AppendRecordHeader([]byte("x"), V2, rejected)
+		require.Equal(t, "x\x01\x02", string(header[:3]))
+		d, _ := decoderPool.Get().(*decoder)
+		body, err := d.readRejected(append(header[3:], "body"...))
+		require.NoError(t, err)
+		require.Equal(t, "body", string(body))
+		require.ElementsMatch(t, rejected, d.rejected)
+	}
+}
+
+func TestDecodeRecordErrors(t *testing.T) {
+	body := pack(message{}.bytes(1, seriesV1(up, upFloat)))
+	record := func(parts ...[]byte) (r []byte) {
+		for _, p := range parts {
+			r = append(r, p...)
+		}
+		return r
+	}
+	for name, c := range map[string]struct {
+		rec  []byte
+		want error
+		text string
+	}{
+		"empty":                    {nil, ErrCorruptRecord, "0 bytes"},
+		"header only":              {[]byte{1, 1}, ErrCorruptRecord, "2 bytes"},
+		"later kind":               {record([]byte{2, 1, 0}, body), ErrUnknownRecord, "kind 2"},
+		"later protocol":           {record([]byte{1, 3, 0}, body), ErrUnknownRecord, "protocol 3"},
+		"no body":                  {[]byte{1, 1, 0}, ErrCorruptRecord, "snappy"},
+		"damaged body":             {record([]byte{1, 1, 0}, body[:len(body)-1]), ErrCorruptRecord, "snappy"},
+		"body is not protobuf":     {record([]byte{1, 1, 0}, pack([]byte{0})), ErrCorruptRecord, "illegal field number"},
+		"more refused than bytes":  {[]byte{1, 1, 200, 1}, ErrCorruptRecord, "number of refused items"},
+		"refused list ends early":  {[]byte{1, 1, 2, 1, 0x80}, ErrCorruptRecord, "list of refused items"},
+		"refused twice":            {record([]byte{1, 1, 2, 1, 0}, body), ErrCorruptRecord, "list of refused items"},
+		"refused beyond 32 bits":   {record([]byte{1, 1, 1, 0xff, 0xff, 0xff, 0xff, 0x1f}, body), ErrCorruptRecord, "list of refused items"},
+		"refused item is missing":  {record([]byte{1, 1, 1, 2}, body), ErrCorruptRecord, "refuses items that the request does not have"},
+		"refused after its series": {record([]byte{1, 1, 2, 0, 1}, body), ErrCorruptRecord, "refuses items that the request does not have"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := DecodeRecord(c.rec)
+			require.ErrorIs(t, err, c.want)
+			require.ErrorContains(t, err, c.text)
+		})
+	}
+	require.Len(t, replayed(t, record([]byte{1, 1, 0}, body)).Series, 1)
+	require.Empty(t, replayed(t, record([]byte{1, 1, 1, 0}, body)).Series)
+	require.Empty(t, replayed(t, record([]byte{1, 1, 1, 1}, body)).Series)
+}
+
+// TestReplayEqualsArrival: for random requests under limits that refuse much, the
+// log gives back what was stored, long after limits and clock have changed.
+func TestReplayEqualsArrival(t *testing.T) {
+	for seed := range uint64(200) {
+		g := newGenerator(seed)
+		app := &recorder{}
+		r := newTestReceiver(t, app, func(l *Limits) {
+			l.MaxLabels, l.MaxLabelValue, l.MaxLabelName, l.MaxBuckets = 9, 40, 25, 40
+			l.Horizon = func() int64 { return testNow - 1<<39 }
+		})
+		_, _ = r.Ingest(t.Context(), V1, pack(marshal(t, g.v1())))
+		_, _ = r.Ingest(t.Context(), V2, pack(marshal(t, g.v2())))
+		for i, rec := range app.records {
+			require.Equal(t, app.batches[i], replayed(t, rec))
+		}
+	}
+}
