@@ -150,6 +150,13 @@ func (r *bucketReader) load(ctx context.Context, file int, spans []span) (*view,
 	return &view{ctx: ctx, runs: l.runs(), bytes: total}, nil
 }
 
+func (r *bucketReader) forget(file int, s span) {
+	keys := newPageKeys(r.id, r.tag, file)
+	for _, p := range pagesOf([]span{s}) {
+		r.cache.del(keys.page(p))
+	}
+}
+
 // pagesOf returns the numbers of the pages that spans touch, sorted, each once.
 func pagesOf(spans []span) []int64 {
 	spans = slices.Clone(spans)

@@ -123,6 +123,12 @@ func (c *Cache) set(key pageKey, page []byte) {
 	}
 }
 
+func (c *Cache) del(key pageKey) {
+	if c.pages != nil {
+		c.pages.Del(key[:])
+	}
+}
+
 // join returns the flight that will bring a page, or registers f as it; mine is true then.
 func (c *Cache) join(key pageKey, f *flight) (other *flight, mine bool) {
 	c.mu.Lock()

@@ -123,7 +123,7 @@ func checkIndexStart(b []byte) error {
 		return fmt.Errorf("%w: index does not begin with its magic number", ErrCorrupt)
 	}
 	if v := b[4]; v != index.FormatV2 && v != index.FormatV3 {
-		return fmt.Errorf("index has version %d, this program reads 2 and 3", v)
+		return fmt.Errorf("%w: index has version %d, this program reads 2 and 3", ErrUnusable, v)
 	}
 	return nil
 }

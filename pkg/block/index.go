@@ -2,7 +2,6 @@ package block
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"math"
 	"slices"
@@ -253,14 +252,14 @@ func (ix *indexReader) postingsOf(name string, entries []int) ([]index.Postings,
 		s := ix.h.postingsSpan(e)
 		at[i] = item{off: s.off, guess: s.n}
 	}
-	loaded, err := loadItems(ix.ctx, ix.r, indexFile, at, framePostings)
+	loaded, err := loadItems(ix.ctx, ix.r, indexFile, at, postingsFraming)
 	if err != nil {
 		return nil, fmt.Errorf("read postings of label %q: %w", name, err)
 	}
 	ix.views = append(ix.views, loaded)
 	lists := make([]index.Postings, len(entries))
 	for i := range entries {
-		b, err := checksummed(loaded.bytes(i), 4)
+		b, err := loaded.content(i)
 		if err != nil {
 			return nil, fmt.Errorf("postings of label %q at byte %d of the index: %w", name, at[i].off, err)
 		}
@@ -337,9 +336,7 @@ func (ix *indexReader) forSeries(ctx context.Context, refs []storage.SeriesRef, 
 
 // withSeries calls f with the checked content of an entry.
 func (ix *indexReader) withSeries(loaded *items, i int, ref storage.SeriesRef, f func(b []byte) error) error {
-	b := loaded.bytes(i)
-	_, head := binary.Uvarint(b)
-	b, err := checksummed(b, head)
+	b, err := loaded.content(i)
 	if err == nil {
 		err = f(b)
 	}
@@ -364,7 +361,7 @@ func (ix *indexReader) loadSeries(ctx context.Context, refs []storage.SeriesRef)
 		}
 		at[i] = item{off: off, guess: n}
 	}
-	loaded, err := loadItems(ctx, ix.r, indexFile, at, frameSeries)
+	loaded, err := loadItems(ctx, ix.r, indexFile, at, seriesFraming)
 	if err != nil {
 		return nil, fmt.Errorf("read series: %w", err)
 	}

@@ -13,8 +13,22 @@ type item struct {
 	guess int64 // how many bytes to read at first
 }
 
-// framing finds the length of an item, all told, from its first bytes; ok is false if there are too few of them.
-type framing func(b []byte) (n int64, ok bool)
+// framing is how an item says how long it is.
+type framing struct {
+	// length returns the length of an item, all told, by its first bytes; ok is false if they make no sense.
+	length func(b []byte) (n int64, ok bool)
+	// head returns how many bytes come before what the checksum is of.
+	head func(b []byte) int
+}
+
+var (
+	// seriesFraming: length, content, checksum.
+	seriesFraming = framing{length: func(b []byte) (int64, bool) { return uvarintFrame(b, crc32.Size) }, head: uvarintLen}
+	// chunkFraming: length, encoding, data, checksum, which is of encoding and data.
+	chunkFraming = framing{length: func(b []byte) (int64, bool) { return uvarintFrame(b, 1+crc32.Size) }, head: uvarintLen}
+	// postingsFraming: length, content, checksum.
+	postingsFraming = framing{length: postingsFrame, head: func([]byte) int { return 4 }}
+)
 
 // maxFrame is the number of bytes that a framing needs at most.
 const maxFrame = binary.MaxVarintLen64
@@ -24,6 +38,9 @@ const maxItem = 64 << 20
 
 // items is a number of loaded items. Released, it must not be used any more.
 type items struct {
+	r             rangeReader
+	file          int
+	frame         framing
 	first, second *view
 	at            []item // guess is the length now
 	late          []bool // in second
@@ -32,7 +49,7 @@ type items struct {
 // loadItems reads items of a file, sorted by offset: in one go where the guesses are good, in two otherwise.
 func loadItems(ctx context.Context, r rangeReader, file int, at []item, frame framing) (*items, error) {
 	size := r.size(file)
-	l := &items{at: at, late: make([]bool, len(at))}
+	l := &items{r: r, file: file, frame: frame, at: at, late: make([]bool, len(at))}
 	spans := make([]span, len(at))
 	for i, it := range at {
 		if it.off < 0 || it.off >= size {
@@ -47,9 +64,10 @@ func loadItems(ctx context.Context, r rangeReader, file int, at []item, frame fr
 	spans = spans[:0]
 	for i, it := range at {
 		b := l.first.from(it.off)
-		n, ok := frame(b)
+		n, ok := frame.length(b)
 		if !ok || n <= 0 || n > size-it.off {
 			l.release()
+			l.forget()
 			return nil, fmt.Errorf("%w: item at byte %d of a file of %d has length %d", ErrCorrupt, it.off, size, n)
 		}
 		at[i].guess = n
@@ -68,13 +86,26 @@ func loadItems(ctx context.Context, r rangeReader, file int, at []item, frame fr
 	return l, nil
 }
 
-// bytes returns item i, framing and checksum included.
-func (l *items) bytes(i int) []byte {
+// content returns item i without framing and checksum. Where the checksum is wrong, the bytes are not kept in any cache, so
+// that what came wrong over a network is asked for again.
+func (l *items) content(i int) ([]byte, error) {
 	v := l.first
 	if l.late[i] {
 		v = l.second
 	}
-	return v.from(l.at[i].off)[:l.at[i].guess:l.at[i].guess]
+	n := l.at[i].guess
+	b, err := l.frame.content(v.from(l.at[i].off)[:n:n])
+	if err != nil {
+		l.forget()
+	}
+	return b, err
+}
+
+// forget drops all items from the cache: they came by the same requests.
+func (l *items) forget() {
+	for _, it := range l.at {
+		l.r.forget(l.file, span{it.off, min(max(it.guess, maxFrame), l.r.size(l.file)-it.off)})
+	}
 }
 
 func (l *items) release() {
@@ -82,13 +113,7 @@ func (l *items) release() {
 	l.second.release()
 }
 
-// frameSeries is the framing of series entries: length, content, checksum.
-func frameSeries(b []byte) (int64, bool) { return frameUvarint(b, crc32.Size) }
-
-// frameChunk is the framing of chunks: length, encoding, data, checksum.
-func frameChunk(b []byte) (int64, bool) { return frameUvarint(b, 1+crc32.Size) }
-
-func frameUvarint(b []byte, extra int64) (int64, bool) {
+func uvarintFrame(b []byte, extra int64) (int64, bool) {
 	n, k := binary.Uvarint(b)
 	if k <= 0 || n > maxItem {
 		return 0, false
@@ -96,18 +121,24 @@ func frameUvarint(b []byte, extra int64) (int64, bool) {
 	return int64(k) + int64(n) + extra, true
 }
 
-// framePostings is the framing of postings: length, content, checksum.
-func framePostings(b []byte) (int64, bool) {
+func uvarintLen(b []byte) int {
+	_, n := binary.Uvarint(b)
+	return max(n, 0)
+}
+
+func postingsFrame(b []byte) (int64, bool) {
 	if len(b) < 4 {
 		return 0, false
 	}
 	return 4 + int64(binary.BigEndian.Uint32(b)) + crc32.Size, true
 }
 
-// checksummed splits off the checksum at the end of b and compares it with that of what is before it, head bytes excepted.
-func checksummed(b []byte, head int) ([]byte, error) {
-	if len(b) < head+crc32.Size {
-		return nil, fmt.Errorf("%w: %d bytes only", ErrCorrupt, len(b))
+// content returns what the checksum at the end of a whole item is of, if it is right.
+func (f framing) content(b []byte) ([]byte, error) {
+	head := f.head(b)
+	if len(b) <= head+crc32.Size {
+		// Nothing is ever empty, but zeros look like it: they are the right checksum of no bytes.
+		return nil, fmt.Errorf("%w: item is empty", ErrCorrupt)
 	}
 	content, sum := b[head:len(b)-crc32.Size], b[len(b)-crc32.Size:]
 	if got, want := crc32.Checksum(content, castagnoli), binary.BigEndian.Uint32(sum); got != want {

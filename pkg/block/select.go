@@ -3,7 +3,6 @@ package block
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"slices"
 
@@ -249,7 +248,7 @@ func (s *seriesSet) loadSegment(file int, metas []*chunks.Meta, guesses map[*chu
 		_, off := unpackRef(m.Ref)
 		at[i] = item{off: off, guess: min(guesses[m], s.b.r.size(file))}
 	}
-	loaded, err := loadItems(s.ctx, s.b.r, file, at, frameChunk)
+	loaded, err := loadItems(s.ctx, s.b.r, file, at, chunkFraming)
 	if err != nil {
 		return fmt.Errorf("read chunks: %w", err)
 	}
@@ -259,9 +258,7 @@ func (s *seriesSet) loadSegment(file int, metas []*chunks.Meta, guesses map[*chu
 		return err
 	}
 	for i, m := range metas {
-		b := loaded.bytes(i)
-		_, head := binary.Uvarint(b)
-		content, err := checksummed(b, head)
+		content, err := loaded.content(i)
 		if err != nil {
 			return fmt.Errorf("chunk at byte %d of segment %d: %w", at[i].off, file-1, err)
 		}

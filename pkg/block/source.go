@@ -37,6 +37,8 @@ type rangeReader interface {
 	load(ctx context.Context, file int, spans []span) (*view, error)
 	// loadOnce is load past the cache, for what is kept elsewhere anyway. The bytes are not charged.
 	loadOnce(ctx context.Context, file int, s span) ([]byte, error)
+	// forget drops a span that turned out to be damaged from the cache.
+	forget(file int, s span)
 	// stable says that the bytes of views stay valid, at no cost, until the reader is closed.
 	stable() bool
 	close() error
@@ -171,6 +173,8 @@ func localSegments(dir string) ([]string, error) {
 
 func (r *mmapReader) files() int   { return len(r.mapped) }
 func (r *mmapReader) stable() bool { return true }
+
+func (r *mmapReader) forget(int, span) {}
 
 func (r *mmapReader) size(file int) int64 { return int64(len(r.mapped[file].Bytes())) }
 

@@ -45,9 +45,6 @@ func (v *verifier) checkChunk(c chunks.Meta) error {
 	}
 	name := v.r.names[file]
 	b, err := v.readChunk(int(file), off)
-	if err == nil {
-		b, err = checksummed(b, uvarintLen(b))
-	}
 	if err != nil {
 		return v.judge(name, off, err)
 	}
@@ -57,7 +54,7 @@ func (v *verifier) checkChunk(c chunks.Meta) error {
 	return nil
 }
 
-// readChunk returns the chunk at off, from the stream of its file: chunks lie in the order of the series.
+// readChunk returns encoding and data of the chunk at off, from the stream of its file: chunks lie in the order of the series.
 func (v *verifier) readChunk(file int, off int64) (_ []byte, err error) {
 	size := v.r.size(file)
 	if off < chunks.SegmentHeaderSize || off > size-minFrame {
@@ -74,7 +71,7 @@ func (v *verifier) readChunk(file int, off int64) (_ []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.frame(frameChunk)
+	return s.next(chunkFraming)
 }
 
 // checkSamples decodes a chunk and says what is wrong with it. A decoder may panic on what the checksum did not catch.
@@ -185,8 +182,8 @@ func (s *fileStream) failed(err error) error {
 	return fmt.Errorf("read %s of block %s at byte %d: %w", s.r.names[s.file], s.r.id, s.pos, err)
 }
 
-// frame returns the item at the current position, until the next call.
-func (s *fileStream) frame(f framing) ([]byte, error) {
+// next returns the content of the item at the current position, until the next call.
+func (s *fileStream) next(f framing) ([]byte, error) {
 	if s.end-s.pos < minFrame {
 		s.broken = true
 		return nil, fmt.Errorf("%w: only %d bytes are left", ErrCorrupt, s.end-s.pos)
@@ -195,7 +192,7 @@ func (s *fileStream) frame(f framing) ([]byte, error) {
 	if err != nil {
 		return nil, s.failed(err)
 	}
-	n, ok := f(head)
+	n, ok := f.length(head)
 	if !ok || n > s.end-s.pos {
 		s.broken = true
 		return nil, fmt.Errorf("%w: item has length %d, only %d bytes are left", ErrCorrupt, n, s.end-s.pos)
@@ -206,5 +203,8 @@ func (s *fileStream) frame(f framing) ([]byte, error) {
 	s.item = s.item[:n]
 	got, err := io.ReadFull(s.buf, s.item)
 	s.pos += int64(got)
-	return s.item, s.failed(err)
+	if err != nil {
+		return nil, s.failed(err)
+	}
+	return f.content(s.item)
 }

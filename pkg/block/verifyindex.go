@@ -32,10 +32,7 @@ func (v *verifier) checkSeries() error {
 		}
 		v.series = ""
 		off := s.pos
-		content, err := s.frame(frameSeries)
-		if err == nil {
-			content, err = checksummed(content, uvarintLen(content))
-		}
+		content, err := s.next(seriesFraming)
 		if err != nil {
 			if err := v.judge(IndexFilename, off, err); err != nil {
 				return err
@@ -50,11 +47,6 @@ func (v *verifier) checkSeries() error {
 			return err
 		}
 	}
-}
-
-func uvarintLen(b []byte) int {
-	_, n := binary.Uvarint(b)
-	return max(n, 0)
 }
 
 // checkEntry checks one series.
@@ -217,11 +209,8 @@ func (v *verifier) symbolNumber(s string) (uint32, bool) {
 
 // readPostings reads a list of references and checks that they are in order and of series.
 func (v *verifier) readPostings(s *fileStream) (t tally, err error) {
-	b, err := s.frame(framePostings)
+	b, err := s.next(postingsFraming)
 	if err != nil {
-		return t, err
-	}
-	if b, err = checksummed(b, 4); err != nil {
 		return t, err
 	}
 	if len(b) < 4 || int64(binary.BigEndian.Uint32(b))*4 != int64(len(b)-4) {
