@@ -247,6 +247,27 @@ func TestASegmentHeaderIsDamagedAndMore(t *testing.T) {
 	require.Equal(t, int64(3), stats.Lost.Records, "the frames behind the damaged header know their numbers")
 }
 
+// A power cut while a segment was begun leaves a file without anything in it. Its neighbours know each other all the same, so that what failed
+// to be written to the first stays out.
+func TestAnEmptySegmentBetweenTwo(t *testing.T) {
+	for _, size := range []int{0, 20, segmentHeaderSize} {
+		fsys := newMemFS()
+		o := testOptions(fsys)
+		l := mustCreate(t, o)
+		mustAppend(t, l, "acknowledged")
+		end := l.end
+		mustAppend(t, l, "refused")
+		require.NoError(t, l.Close())
+		fsys.put(t, seg2, make([]byte, size))
+		frame := append(make([]byte, frameHeaderSize), "behind"...)
+		sealFrame(testID, 0, end.seq, frame)
+		fsys.put(t, seg3, append(segmentHeader{number: 3, id: testID, start: end.pos, seq: end.seq}.encode(), frame...))
+		records, stats := replayAll(t, o)
+		require.Equal(t, []string{"acknowledged", "behind"}, records, "%d bytes", size)
+		require.Zero(t, stats.Lost)
+	}
+}
+
 func TestARecordThatIsLargerThanAllowedIsSkippedByItsLength(t *testing.T) {
 	fsys := newMemFS()
 	o := testOptions(fsys)

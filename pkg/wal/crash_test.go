@@ -178,9 +178,9 @@ func TestCrashes(t *testing.T) {
 		{name: "power cut on a failing disk", failing: true, powerCut: true, mustRemain: synced},
 	} {
 		t.Run(model.name, func(t *testing.T) {
-			runs := 300
+			runs := 150
 			if testing.Short() {
-				runs = 30
+				runs = 20
 			}
 			for seed := range runs {
 				rng := rand.New(rand.NewPCG(uint64(seed), 1))
@@ -191,7 +191,7 @@ func TestCrashes(t *testing.T) {
 				fsys.forgetful = model.failing && (model.syncEvery || model.powerCut) && seed%2 == 0
 				o := Options{
 					FS: fsys, SyncEvery: model.syncEvery, SyncInterval: time.Hour, // the history calls the background
-					SegmentSize: int64(100 + rng.IntN(1000)), id: testID,
+					SegmentSize: int64(100 + rng.IntN(1000)), Metrics: NewMetrics(nil), id: testID,
 				}
 				l, err := Create(testDir, []byte("header"), o)
 				require.NoError(t, err)

@@ -21,9 +21,6 @@ type Metrics struct {
 
 // NewMetrics registers the metrics with reg; with a nil reg they are counted for nobody.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
-	if reg == nil {
-		reg = prometheus.NewRegistry()
-	}
 	m := &Metrics{
 		records:       counter("records_appended_total", "Records written to a write-ahead log."),
 		bytes:         counter("bytes_appended_total", "Bytes written to a write-ahead log, frames included."),
@@ -46,6 +43,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Buckets:                     prometheus.ExponentialBuckets(0.0001, 4, 10),
 			NativeHistogramBucketFactor: 1.1,
 		}),
+	}
+	if reg == nil {
+		return m
 	}
 	reg.MustRegister(
 		m.records, m.bytes, m.writes, m.writeFailures, m.syncDuration, m.syncFailures, m.rewritten, m.atRisk, m.segments,

@@ -41,7 +41,8 @@ type Options struct {
 	// SkipUnreadable makes Replay treat what the disk cannot read as damaged, page by page. Without it an I/O error
 	// ends the replay, because it may be gone with the next try.
 	SkipUnreadable bool
-	// OnSyncFailure, if set, hears of every fsync that failed, after the log has dealt with it. It is called with the log's token held and must
+	// OnSyncFailure, if set, hears of every fsync that failed, after the log has dealt with it. If the records were not rewritten, the way to
+	// safety is to seal the generation, which writes them to a block from memory. It is called with the log's token held and must
 	// not call the log's methods, Size excepted.
 	OnSyncFailure func(*SyncError)
 	// Metrics are shared by all logs of a process; nil means metrics that nobody sees.
