@@ -11,6 +11,11 @@
 // that other visible blocks do not hold: they are never inputs, and the job that replaces the last of their inputs
 // replaces them too.
 //
+// Generations must be whole: a writer uploads them in order, but one of several blocks each, and a merge of half a generation
+// would claim to hold all of it. Level-0 blocks therefore wait until the writer says that their generation is in the bucket
+// (Options.Uploaded), or a block of a later one has been seen in an earlier listing, or hours have passed, or the caller
+// forces it and vouches for it.
+//
 // A block that cannot be read is quarantined: it takes part in no job until the quarantine ends, but still stands between
 // the blocks before and after it, which are then merged separately as far as they overlap it. Nothing is hidden by that;
 // queries still meet the bad block and say so.

@@ -69,7 +69,8 @@ type Runner struct {
 	metrics *Metrics
 	log     *slog.Logger
 	now     func() time.Time
-	turn    chan struct{} // holds a token while a run is under way
+	turn    chan struct{}          // holds a token while a run is under way
+	before  map[string]writerState // by whoever has the turn; of the latest listing
 
 	mu         sync.Mutex
 	running    *tracker
@@ -182,25 +183,29 @@ func (u *run) all(ctx context.Context) error {
 		return err
 	}
 	u.endQuarantines()
-	err := u.jobs(ctx)
-	if ctx.Err() != nil {
+	latest, err := u.jobs(ctx)
+	switch {
+	case ctx.Err() != nil:
 		return ctx.Err()
+	case latest == nil:
+		return err
 	}
-	return errors.Join(err, u.tidy(ctx))
+	return errors.Join(err, u.tidy(ctx, latest))
 }
 
-// jobs plans and runs until nothing is due.
-func (u *run) jobs(ctx context.Context) error {
-	before, err := u.list(ctx, nil)
+// jobs plans and runs until nothing is due. It returns the listing that shows so, nil if the bucket cannot be listed.
+func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
+	before, err := u.earlier(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var errs []error
 	for {
 		now, err := u.list(ctx, before)
 		if err != nil {
-			return errors.Join(append(errs, err)...)
+			return nil, errors.Join(append(errs, err)...)
 		}
+		u.before = now.writers
 		jobs := u.plan(before, now)
 		u.setPlanned(jobs)
 		for i := range jobs {
@@ -211,14 +216,27 @@ func (u *run) jobs(ctx context.Context) error {
 				errs = append(errs, err)
 			}
 			if ctx.Err() != nil {
-				return ctx.Err()
+				return nil, ctx.Err()
 			}
 		}
 		if len(jobs) == 0 {
-			return errors.Join(errs...)
+			return now, errors.Join(errs...)
 		}
-		before = now
+		before = now.writers
 	}
+}
+
+// earlier returns what a listing before the next one showed of writers: that of the run before, if the writer itself says
+// what is complete, so that nothing has to wait for another listing to see it twice.
+func (u *run) earlier(ctx context.Context) (map[string]writerState, error) {
+	if !u.force && u.before != nil && u.o.Uploaded != nil {
+		return u.before, nil
+	}
+	l, err := u.list(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	return l.writers, nil
 }
 
 // listing is what the bucket showed of the blocks that this runner may touch.
@@ -238,11 +256,12 @@ type writerState struct {
 	known    bool
 }
 
-// list asks the bucket. before is the listing before this one; of its writers it is asked first how far they have uploaded.
-func (r *Runner) list(ctx context.Context, before *listing) (*listing, error) {
+// list asks the bucket. before are the writers that a listing before has shown; they are asked first how far they have
+// uploaded.
+func (r *Runner) list(ctx context.Context, before map[string]writerState) (*listing, error) {
 	l := &listing{at: r.now(), writers: map[string]writerState{}}
-	if before != nil && r.o.Uploaded != nil {
-		for key, w := range before.writers {
+	if r.o.Uploaded != nil {
+		for key, w := range before {
 			s := writerState{labels: w.labels}
 			s.uploaded, s.known = r.o.Uploaded(w.labels)
 			l.writers[key] = s
@@ -269,12 +288,12 @@ func (r *Runner) list(ctx context.Context, before *listing) (*listing, error) {
 
 // plan plans on the later one of two listings. Generations are uploaded in order, so that it shows all blocks of those below
 // the newest one of the listing before; whether it shows all of that one is for the writer to say.
-func (u *run) plan(before, now *listing) []Job {
+func (u *run) plan(before map[string]writerState, now *listing) []Job {
 	return plan(now.blocks, now.at, u.config, u.force, limits{
 		held: u.held,
 		incomplete: func(m *block.Meta) bool {
 			key := writer(m)
-			earlier, w := before.writers[key], now.writers[key]
+			earlier, w := before[key], now.writers[key]
 			_, gen := m.Generations()
 			switch {
 			case gen < earlier.newest || w.known && gen <= w.uploaded:
@@ -327,7 +346,11 @@ func (u *run) job(ctx context.Context, j *Job, l *listing) error {
 	}
 	u.metrics.jobs.WithLabelValues(string(j.Kind), outcome).Inc()
 	u.end(t, state, err)
-	u.log.Info("batch job ended", "kind", j.Kind, "job", j.ID, "outcome", outcome, "outputs", len(t.status.Outputs), "took", took, "err", err)
+	if err != nil {
+		u.log.Warn("batch job failed", "job", j.ID, "took", took, "err", err)
+	} else {
+		u.log.Info("batch job ended", "kind", j.Kind, "job", j.ID, "outcome", outcome, "outputs", len(t.status.Outputs), "took", took)
+	}
 	return err
 }
 

@@ -64,11 +64,7 @@ func inputsFirst(metas []block.Meta) []ulid.ULID {
 
 // tidy marks what was replaced or is beyond retention, deletes what was marked long enough ago, and removes abandoned
 // uploads. What fails does not stop the rest.
-func (u *run) tidy(ctx context.Context) error {
-	l, err := u.list(ctx, nil)
-	if err != nil {
-		return err
-	}
+func (u *run) tidy(ctx context.Context, l *listing) error {
 	errs := []error{u.mark(ctx, l), u.deleteMarked(ctx, l), u.deletePartials(ctx)}
 	if ctx.Err() != nil {
 		return ctx.Err()
