@@ -1,5 +1,5 @@
 import React, { useState } from 'react';
-import { render, screen, within } from '@testing-library/react';
+import { render, screen } from '@testing-library/react';
 import userEvent from '@testing-library/user-event';
 import { config } from '@grafana/runtime';
 
@@ -67,15 +67,20 @@ describe('ConfigEditor', () => {
     expect(last().jsonData[key]).toBeUndefined();
   });
 
-  it('shows POST as the method unless another is set', () => {
-    setup();
-    expect(screen.getByLabelText(/^HTTP method/)).toHaveValue('POST');
+  it('shows POST and the builder unless something else is set, and stores what is chosen', async () => {
+    const { last } = setup();
+    expect(screen.getByRole('radio', { name: 'POST' })).toBeChecked();
+    expect(screen.getByRole('radio', { name: 'Builder' })).toBeChecked();
+
+    await userEvent.click(screen.getByRole('radio', { name: 'GET' }));
+    await userEvent.click(screen.getByRole('radio', { name: 'Code' }));
+    expect(last().jsonData).toMatchObject({ httpMethod: 'GET', defaultEditor: 'code' });
   });
 
   it('cannot be changed where it is provisioned', () => {
     setup({ readOnly: true });
 
-    for (const radio of within(screen.getByRole('radiogroup')).getAllByRole('radio')) {
+    for (const radio of screen.getAllByRole('radio')) {
       expect(radio).toBeDisabled();
     }
     expect(screen.getByLabelText(/^Scrape interval/)).toBeDisabled();

@@ -2,7 +2,7 @@ import React from 'react';
 import { DataSourcePluginOptionsEditorProps } from '@grafana/data';
 import { ConfigSection, DataSourceDescription } from '@grafana/plugin-ui';
 import { ExemplarsSettings } from '@grafana/prometheus';
-import { Divider, Stack } from '@grafana/ui';
+import { Box, Divider, Stack } from '@grafana/ui';
 
 import { MillraceOptions, MillraceSecureOptions } from '../types';
 import { EngineSettings } from './EngineSettings';
@@ -24,13 +24,15 @@ export function ConfigEditor(props: Props) {
       <Divider />
       <ConfigSection title="Queries">
         <QuerySettings {...props} />
-        <ExemplarsSettings
-          options={options.jsonData.exemplarTraceIdDestinations}
-          onChange={(exemplarTraceIdDestinations) =>
-            onOptionsChange({ ...options, jsonData: { ...options.jsonData, exemplarTraceIdDestinations } })
-          }
-          disabled={options.readOnly}
-        />
+        <Box marginTop={3}>
+          <ExemplarsSettings
+            options={options.jsonData.exemplarTraceIdDestinations}
+            onChange={(exemplarTraceIdDestinations) =>
+              onOptionsChange({ ...options, jsonData: { ...options.jsonData, exemplarTraceIdDestinations } })
+            }
+            disabled={options.readOnly}
+          />
+        </Box>
       </ConfigSection>
     </Stack>
   );

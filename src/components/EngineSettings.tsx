@@ -8,7 +8,7 @@ import {
   ConnectionSettings,
   convertLegacyAuthProps,
 } from '@grafana/plugin-ui';
-import { Field, RadioButtonGroup, SecureSocksProxySettings, Stack } from '@grafana/ui';
+import { Box, Field, RadioButtonGroup, SecureSocksProxySettings } from '@grafana/ui';
 import { config } from '@grafana/runtime';
 
 import { Mode } from '../types';
@@ -52,7 +52,7 @@ function RemoteSettings({ options, onOptionsChange }: Props) {
   const auth = convertLegacyAuthProps({ config: options, onChange: onOptionsChange });
 
   return (
-    <Stack direction="column" gap={2}>
+    <Box marginTop={3} display="flex" direction="column" gap={2}>
       <ConnectionSettings
         config={options}
         onChange={onOptionsChange}
@@ -76,6 +76,6 @@ function RemoteSettings({ options, onOptionsChange }: Props) {
       {config.secureSocksDSProxyEnabled && (
         <SecureSocksProxySettings options={options} onOptionsChange={onOptionsChange} />
       )}
-    </Stack>
+    </Box>
   );
 }

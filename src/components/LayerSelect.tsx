@@ -1,12 +1,13 @@
 import React from 'react';
-import { Combobox, ComboboxOption } from '@grafana/ui';
+import { SelectableValue } from '@grafana/data';
+import { RadioButtonGroup } from '@grafana/ui';
 
 import { DEFAULT_LAYER, Layer } from '../types';
 
-const OPTIONS: Array<ComboboxOption<Layer>> = [
-  { value: 'merged', label: 'Merged', description: 'Everything: the speed and the batch layer in one answer' },
-  { value: 'speed', label: 'Speed', description: 'Only what the bucket does not hold yet' },
-  { value: 'batch', label: 'Batch', description: 'Only what the bucket holds' },
+const OPTIONS: Array<SelectableValue<Layer>> = [
+  { value: 'merged', label: 'Merged', description: 'Both layers in one answer' },
+  { value: 'speed', label: 'Speed', description: 'What is not in the bucket yet' },
+  { value: 'batch', label: 'Batch', description: 'What is in the bucket' },
 ];
 
 interface Props {
@@ -17,13 +18,6 @@ interface Props {
 
 export function LayerSelect({ id, layer, onChange }: Props) {
   return (
-    <Combobox
-      id={id}
-      aria-label="Layer"
-      options={OPTIONS}
-      value={layer ?? DEFAULT_LAYER}
-      onChange={(option) => onChange(option.value)}
-      width={20}
-    />
+    <RadioButtonGroup id={id} aria-label="Layer" options={OPTIONS} value={layer ?? DEFAULT_LAYER} onChange={onChange} />
   );
 }

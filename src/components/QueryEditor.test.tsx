@@ -18,13 +18,13 @@ describe('QueryEditor', () => {
     setup({ refId: 'A', expr: 'up' });
 
     expect(screen.getByTestId('promql')).toHaveTextContent('up');
-    expect(screen.getByRole('combobox', { name: 'Layer' })).toHaveValue('Merged');
+    expect(screen.getByRole('radio', { name: 'Merged' })).toBeChecked();
   });
 
   it('shows the layer of the query', () => {
     setup({ refId: 'A', expr: 'up', layer: 'batch' });
 
-    expect(screen.getByRole('combobox', { name: 'Layer' })).toHaveValue('Batch');
+    expect(screen.getByRole('radio', { name: 'Batch' })).toBeChecked();
   });
 
   it('stores a choice and runs the query', async () => {
@@ -45,7 +45,7 @@ describe('QueryEditor', () => {
   it('offers no choice where Grafana hands the rule to another system', () => {
     setup({ refId: 'A', expr: 'up' }, CoreApp.CloudAlerting);
 
-    expect(screen.queryByRole('combobox', { name: 'Layer' })).not.toBeInTheDocument();
+    expect(screen.queryByRole('radiogroup', { name: 'Layer' })).not.toBeInTheDocument();
   });
 });
 
@@ -57,8 +57,7 @@ test('withLayer leaves the query that it got alone', () => {
 });
 
 async function choose(layer: string) {
-  await userEvent.click(screen.getByRole('combobox', { name: 'Layer' }));
-  await userEvent.click(await screen.findByRole('option', { name: new RegExp(`^${layer}`) }));
+  await userEvent.click(screen.getByRole('radio', { name: layer }));
 }
 
 function setup(initial: MillraceQuery, app = CoreApp.Explore) {

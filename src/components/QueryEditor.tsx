@@ -1,7 +1,7 @@
 import React, { useCallback, useId } from 'react';
 import { CoreApp, QueryEditorProps } from '@grafana/data';
-import { EditorField, EditorRow } from '@grafana/plugin-ui';
 import { PromQueryEditorByApp } from '@grafana/prometheus';
+import { Box, InlineField } from '@grafana/ui';
 
 import { MillraceDatasource } from '../datasource';
 import { DEFAULT_LAYER, Layer, MillraceOptions, MillraceQuery } from '../types';
@@ -26,15 +26,16 @@ export function QueryEditor(props: Props) {
     <>
       <PromQueryEditorByApp {...props} />
       {app !== CoreApp.CloudAlerting && (
-        <EditorRow>
-          <EditorField
+        <Box marginTop={0.5}>
+          <InlineField
             label="Layer"
             htmlFor={id}
+            labelWidth={10}
             tooltip="Which part of the store answers. Merged is what dashboards and alerts want; the others show what each layer holds."
           >
             <LayerSelect id={id} layer={query.layer} onChange={onLayerChange} />
-          </EditorField>
-        </EditorRow>
+          </InlineField>
+        </Box>
       )}
     </>
   );

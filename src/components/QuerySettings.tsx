@@ -1,12 +1,13 @@
 import React, { useId } from 'react';
-import { Combobox, ComboboxOption, Field, Input, Stack } from '@grafana/ui';
+import { SelectableValue } from '@grafana/data';
+import { Field, Input, RadioButtonGroup, Stack } from '@grafana/ui';
 
 import { MillraceOptions } from '../types';
 import { Props } from './ConfigEditor';
 
 type Editor = NonNullable<MillraceOptions['defaultEditor']>;
 
-const METHODS: Array<ComboboxOption<'POST' | 'GET'>> = [
+const METHODS: Array<SelectableValue<'POST' | 'GET'>> = [
   { value: 'POST', label: 'POST', description: 'Expressions may be of any length' },
   { value: 'GET', label: 'GET', description: 'For a proxy in between that caches, or refuses POST' },
 ];
@@ -47,12 +48,13 @@ export function QuerySettings({ options, onOptionsChange }: Props) {
         htmlFor={`${id}-method`}
         noMargin
       >
-        <Combobox
+        <RadioButtonGroup
           id={`${id}-method`}
+          aria-label="HTTP method"
           options={METHODS}
           value={jsonData.httpMethod === 'GET' ? 'GET' : 'POST'}
-          onChange={(option) => set({ httpMethod: option.value })}
-          width={40}
+          onChange={(httpMethod) => set({ httpMethod })}
+          disabled={readOnly}
         />
       </Field>
       <Field
@@ -62,12 +64,13 @@ export function QuerySettings({ options, onOptionsChange }: Props) {
         htmlFor={`${id}-editor`}
         noMargin
       >
-        <Combobox
+        <RadioButtonGroup
           id={`${id}-editor`}
+          aria-label="Default editor"
           options={EDITORS}
           value={jsonData.defaultEditor ?? EDITORS[0].value}
-          onChange={(option) => set({ defaultEditor: option.value })}
-          width={40}
+          onChange={(defaultEditor) => set({ defaultEditor })}
+          disabled={readOnly}
         />
       </Field>
     </Stack>
@@ -75,7 +78,7 @@ export function QuerySettings({ options, onOptionsChange }: Props) {
 }
 
 // The enum behind these is exported by the library as a type only.
-const EDITORS: Array<ComboboxOption<Editor>> = (['builder', 'code'] as Editor[]).map((value) => ({
+const EDITORS: Array<SelectableValue<Editor>> = (['builder', 'code'] as Editor[]).map((value) => ({
   value,
   label: value === 'code' ? 'Code' : 'Builder',
 }));
