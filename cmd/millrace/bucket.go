@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/thanos-io/objstore"
+	"gopkg.in/yaml.v3"
+
+	"github.com/millrace/millrace/pkg/batch"
+	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/engine"
+)
+
+// bucketCommand is what the commands that work on a bucket without an engine share.
+type bucketCommand struct {
+	file, path string
+	force      bool
+	scratch    string
+	retention  time.Duration
+	delay      time.Duration
+}
+
+func (b *bucketCommand) flags(c *kingpin.CmdClause) {
+	c.Flag("objstore.config-file", "File with the bucket's configuration, in the format of Thanos.").StringVar(&b.file)
+	c.Flag("storage.path", "Data path whose default bucket is meant when no configuration is given.").Default("data").StringVar(&b.path)
+}
+
+func (b *bucketCommand) runFlags(c *kingpin.CmdClause) {
+	c.Flag("force", "Compact blocks of windows that are not over, too.").BoolVar(&b.force)
+	c.Flag("batch.scratch-path", "Folder for blocks that are being made; by default one of the system's temporary folders.").StringVar(&b.scratch)
+	c.Flag("storage.retention.time", "How long samples are kept; 0 is for ever.").Default("0s").SetValue((*engine.Duration)(&b.retention))
+	c.Flag("batch.deletion-delay", "How long a superseded block stays in the bucket.").Default("1h").SetValue((*engine.Duration)(&b.delay))
+}
+
+func (b *bucketCommand) open() (objstore.Bucket, error) {
+	if b.file != "" {
+		raw, err := os.ReadFile(b.file)
+		if err != nil {
+			return nil, fmt.Errorf("--objstore.config-file: %w", err)
+		}
+		return engine.OpenBucket(raw)
+	}
+	dir, err := filepath.Abs(filepath.Join(b.path, "bucket"))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("no --objstore.config-file is given and the data path has no bucket: %w", err)
+	}
+	raw, err := yaml.Marshal(map[string]any{"type": "FILESYSTEM", "config": map[string]any{"directory": dir}})
+	if err != nil {
+		return nil, err
+	}
+	return engine.OpenBucket(raw)
+}
+
+// run runs due jobs and says what they did.
+func (b *bucketCommand) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
+	bkt, err := b.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bkt.Close()) }()
+	scratch := b.scratch
+	if scratch == "" {
+		if scratch, err = os.MkdirTemp("", "millrace-batch-"); err != nil {
+			return fmt.Errorf("make scratch folder: %w", err)
+		}
+		defer os.RemoveAll(scratch)
+	}
+	reg := prometheus.NewRegistry()
+	summary, err := engine.RunJobs(ctx, batch.Options{
+		Bucket: bkt, Lister: block.NewLister(bkt), Cache: block.NewCache(64<<20, reg), ScratchDir: scratch,
+		Config:  batch.Config{DeletionDelay: b.delay, Retention: b.retention},
+		Metrics: batch.NewMetrics(reg), Logger: newLogger(stderr, "info", "logfmt"),
+	}, b.force)
+	fmt.Fprintln(stdout, summary)
+	return err
+}
+
+// list prints the blocks, newest last, and whether they count.
+func (b *bucketCommand) list(ctx context.Context, stdout io.Writer) (err error) {
+	bkt, err := b.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bkt.Close()) }()
+	listed, err := block.NewLister(bkt).List(ctx)
+	if err != nil {
+		return err
+	}
+	metas := make([]block.Meta, 0, len(listed))
+	for _, l := range listed {
+		metas = append(metas, l.Meta)
+	}
+	slices.SortFunc(metas, block.Compare)
+	visible := map[string]bool{}
+	for _, m := range block.Visible(metas) {
+		visible[m.ULID.String()] = true
+	}
+	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ULID\tLEVEL\tFROM\tTO\tSERIES\tSAMPLES\tBYTES\tGENERATIONS\tSTATE\tLABELS")
+	for _, m := range metas {
+		from, to := m.Generations()
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%d\t%d\t%d\t%d-%d\t%s\t%s\n", m.ULID, m.Level(), stamp(m.MinTime), stamp(m.MaxTime),
+			m.Stats.NumSeries, m.Stats.NumSamples, m.Size(), from, to, blockState(listed[m.ULID], visible[m.ULID.String()]), m.ExternalLabels())
+	}
+	return w.Flush()
+}
+
+func blockState(l block.Listed, visible bool) string {
+	switch {
+	case l.DeletionMark != nil:
+		return "marked for deletion"
+	case !visible:
+		return "superseded"
+	}
+	return "live"
+}
+
+func stamp(ms int64) string { return time.UnixMilli(ms).UTC().Format(time.RFC3339) }
+
+// verify reads every block whole. A finding is an error.
+func (b *bucketCommand) verify(ctx context.Context, stdout io.Writer) (err error) {
+	bkt, err := b.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bkt.Close()) }()
+	listed, err := block.NewLister(bkt).List(ctx)
+	if err != nil {
+		return err
+	}
+	bad := 0
+	for _, id := range slices.SortedFunc(maps.Keys(listed), ulid.ULID.Compare) {
+		findings, err := block.Verify(ctx, bkt, id)
+		if err != nil {
+			return fmt.Errorf("verify block %s: %w", id, err)
+		}
+		if len(findings) == 0 {
+			fmt.Fprintf(stdout, "%s  ok  %d series, %d samples\n", id, listed[id].Meta.Stats.NumSeries, listed[id].Meta.Stats.NumSamples)
+			continue
+		}
+		bad++
+		for _, f := range findings {
+			fmt.Fprintf(stdout, "%s  BAD  %s\n", id, f)
+		}
+	}
+	fmt.Fprintf(stdout, "%d blocks, %d bad\n", len(listed), bad)
+	if bad > 0 {
+		return fmt.Errorf("%d of %d blocks are bad", bad, len(listed))
+	}
+	return nil
+}

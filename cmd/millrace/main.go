@@ -1,0 +1,87 @@
+// Command millrace runs the engine as a server of its own, and batch jobs and inspections against its bucket.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/prometheus/common/version"
+
+	"github.com/millrace/millrace/pkg/engine"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "millrace:", err)
+		os.Exit(1)
+	}
+}
+
+// errUsage is returned for a command line that names no command; kingpin has printed why.
+var errUsage = errors.New("try 'millrace --help'")
+
+// run carries out the command line args. It returns when the command is done or ctx ends.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	app := kingpin.New(filepath.Base(os.Args[0]), "A metrics store for Grafana: remote write in, PromQL out, years in a bucket.")
+	app.HelpFlag.Short('h')
+	app.UsageWriter(stdout)
+	app.ErrorWriter(stderr)
+
+	var cfg engine.Config
+	serve := app.Command("serve", "Run the engine and its HTTP API.")
+	cfg.Flags(serve)
+	batchCmd := app.Command("batch", "Batch jobs against the bucket.")
+	batchRun := batchCmd.Command("run", "Run all jobs that are due, then end.")
+	bucketCmd := app.Command("bucket", "Look into the bucket.")
+	ls := bucketCmd.Command("ls", "List the blocks.")
+	verify := bucketCmd.Command("verify", "Read every block whole and check it.")
+	var b bucketCommand
+	for _, c := range []*kingpin.CmdClause{batchRun, ls, verify} {
+		b.flags(c)
+	}
+	b.runFlags(batchRun)
+	versionCmd := app.Command("version", "Print the version.")
+
+	expanded, err := engine.ParseArgs(args)
+	if err != nil {
+		return err
+	}
+	command, err := app.Parse(expanded)
+	if err != nil {
+		return fmt.Errorf("%w; %w", err, errUsage)
+	}
+	switch command {
+	case serve.FullCommand():
+		return runServe(ctx, cfg, stdout, stderr)
+	case batchRun.FullCommand():
+		return b.run(ctx, stdout, stderr)
+	case ls.FullCommand():
+		return b.list(ctx, stdout)
+	case verify.FullCommand():
+		return b.verify(ctx, stdout)
+	case versionCmd.FullCommand():
+		fmt.Fprintln(stdout, version.Print("millrace"))
+	}
+	return nil
+}
+
+func newLogger(w io.Writer, level, format string) *slog.Logger {
+	var l slog.Level
+	_ = l.UnmarshalText([]byte(level)) // the flag allows only levels
+	o := &slog.HandlerOptions{Level: l}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}

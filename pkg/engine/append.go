@@ -1,0 +1,85 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/millrace/millrace/pkg/ingest"
+)
+
+// appender is the engine as the receiver sees it.
+type appender struct{ *Engine }
+
+var _ ingest.Appender = appender{}
+
+// Append settles the order of a request, logs it and applies it. When it returns nil the request is in the kernel's hands (with
+// --storage.wal-sync=every: on the disk) and visible to the next query.
+func (e appender) Append(_ context.Context, header, body []byte, b *ingest.Batch) error {
+	if err := e.admit(); err != nil {
+		return err
+	}
+	e.accept.Lock()
+	g := e.active
+	if g == nil {
+		e.accept.Unlock()
+		return unavailable("the engine is "+string(e.State().Phase), time.Second)
+	}
+	g.inflight.Add(1)
+	ticket := g.log.Enqueue(header, body)
+	e.accept.Unlock()
+	defer g.inflight.Done()
+
+	if err := ticket.Wait(); err != nil {
+		g.mem.Skip(ticket.Index())
+		e.report("log", err)
+		return unavailable("the write-ahead log cannot be written: "+err.Error(), 5*time.Second)
+	}
+	e.apply(g, ticket.Index(), b)
+	e.report("log", nil)
+	if g.mem.Stats().Bytes > e.cfg.Speed.SealBytes {
+		signal(e.data.full)
+	}
+	return nil
+}
+
+// apply puts a logged request into memory; a replay takes the same way.
+func (e *Engine) apply(g *generation, index uint64, b *ingest.Batch) {
+	g.mem.Append(index, b)
+	e.exemplars.add(b)
+	e.metadata.add(b)
+}
+
+// admit refuses writes that the disk would have no room for.
+func (e *Engine) admit() error {
+	u := e.disk.Load()
+	if u == nil {
+		return nil // not open yet: there is no active generation either
+	}
+	if err := u.refusal(); err != nil {
+		return unavailable(err.Error(), 10*time.Second)
+	}
+	return nil
+}
+
+func unavailable(reason string, retryAfter time.Duration) error {
+	return &ingest.Unavailable{Status: http.StatusServiceUnavailable, RetryAfter: retryAfter, Reason: reason}
+}
+
+var errStopping = errors.New("the engine is stopping")
+
+// closeLogs ends acceptance and syncs what was accepted.
+func (e *Engine) closeLogs() {
+	e.accept.Lock()
+	g := e.active
+	e.active = nil
+	e.accept.Unlock()
+	if g == nil {
+		return
+	}
+	g.inflight.Wait()
+	if err := g.log.Close(); err != nil {
+		e.logger.Error("closing the log failed", "generation", g.Number, "err", err)
+	}
+}

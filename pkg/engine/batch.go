@@ -1,0 +1,94 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/millrace/millrace/pkg/batch"
+)
+
+// runBatchOnSchedule looks for due jobs at each interval.
+func (e *Engine) runBatchOnSchedule(ctx context.Context) {
+	t := time.NewTicker(e.cfg.Batch.Interval)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		err := e.runJobs(ctx, false)
+		if ctx.Err() == nil {
+			e.report("batch", err)
+		}
+	}
+}
+
+func (e *Engine) runJobs(ctx context.Context, force bool) error {
+	if _, err := e.data.runner.Run(ctx, force); err != nil {
+		return fmt.Errorf("run batch jobs: %w", err)
+	}
+	return e.syncBucket(ctx)
+}
+
+// RunBatch seals the active generation, brings it to the bucket, and runs all jobs that this makes due. It returns when that is done.
+func (e *Engine) RunBatch(ctx context.Context) error {
+	if p := e.State().Phase; p != Ready {
+		return fmt.Errorf("the engine is %s", p)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(e.ctx, cancel)()
+	if g := e.activeGeneration(); g != nil && g.mem.Stats().Samples > 0 {
+		if err := e.rotate(); err != nil {
+			return fmt.Errorf("seal: %w", err)
+		}
+	}
+	if err := e.awaitFlush(ctx); err != nil {
+		return err
+	}
+	if err := e.uploadOnce(ctx); err != nil {
+		return err
+	}
+	return e.runJobs(ctx, true)
+}
+
+// awaitFlush waits until no sealed generation is left in memory.
+func (e *Engine) awaitFlush(ctx context.Context) error {
+	signal(e.sealed)
+	for e.oldestSealed() != nil {
+		sleep(ctx, 10*time.Millisecond)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		e.mu.Lock()
+		err := e.problems["flush"]
+		e.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Config) batchConfig() batch.Config {
+	b := batch.DefaultConfig()
+	b.DeletionDelay, b.Retention, b.StartTimestamps = c.Batch.DeletionDelay, c.Storage.Retention, c.Storage.StartTimestamps
+	b.SyncInterval, b.QueryTimeout = c.Bucket.SyncInterval, c.Query.Timeout
+	return b
+}
+
+// RunJobs runs due jobs against a bucket without an engine: what 'millrace batch run' does.
+func RunJobs(ctx context.Context, o batch.Options, force bool) (batch.Summary, error) {
+	r, err := batch.NewRunner(o)
+	if err != nil {
+		return batch.Summary{}, err
+	}
+	s, err := r.Run(ctx, force)
+	if errors.Is(err, context.Canceled) {
+		return s, fmt.Errorf("interrupted; what is in the bucket is consistent: %w", err)
+	}
+	return s, err
+}

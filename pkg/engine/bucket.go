@@ -1,0 +1,332 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/go-kit/log"
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/thanos-io/objstore"
+	"github.com/thanos-io/objstore/client"
+	"gopkg.in/yaml.v3"
+
+	"github.com/millrace/millrace/pkg/batch"
+	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/serving"
+)
+
+const (
+	listTimeout = 10 * time.Second
+	// listingFile keeps the last listing of the bucket, so that a start without the bucket knows what is in it.
+	listingFile = "bucket.json"
+)
+
+// bucketState is what is known of the blocks in the bucket. Its lock is a leaf: nothing is taken and no I/O is done under it.
+type bucketState struct {
+	mu      sync.Mutex
+	blocks  map[ulid.ULID]*blockSource
+	changes uint64 // counts uploads, so that a listing that began before one does not take its block away again
+	since   map[ulid.ULID]uint64
+	listed  time.Time // of the last listing that succeeded
+	err     error
+	unknown *unknownBlocks // in the set while nothing is known of the bucket
+}
+
+func newBucketState() *bucketState {
+	return &bucketState{blocks: map[ulid.ULID]*blockSource{}, since: map[ulid.ULID]uint64{}}
+}
+
+// uploaded puts the bucket's copy of a block in the place of the local one.
+func (s *bucketState) uploaded(set *serving.Set, b *blockSource, local serving.Source) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, known := s.blocks[b.meta.ULID]; known {
+		set.Replace([]serving.Source{local}, nil)
+		return
+	}
+	s.changes++
+	s.blocks[b.meta.ULID], s.since[b.meta.ULID] = b, s.changes
+	set.Replace([]serving.Source{local}, []serving.Entry{{Source: b, Release: func() { _ = b.Close() }}})
+}
+
+func (s *bucketState) mark() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changes
+}
+
+// missing returns those of metas that are not known yet.
+func (s *bucketState) missing(metas []block.Meta) []block.Meta {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []block.Meta
+	for _, m := range metas {
+		if _, ok := s.blocks[m.ULID]; !ok {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// listing makes the visible blocks of a listing, begun at mark, those that queries see, in one step.
+func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Meta, opened []*blockSource, local map[ulid.ULID]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	keep := map[ulid.ULID]bool{}
+	for _, m := range visible {
+		keep[m.ULID] = true
+	}
+	var remove []serving.Source
+	for id, b := range s.blocks {
+		if !keep[id] && s.since[id] <= mark {
+			remove = append(remove, b)
+			delete(s.blocks, id)
+			delete(s.since, id)
+		}
+	}
+	var add []serving.Entry
+	for _, b := range opened {
+		// A block that also stands on local disk comes in when its upload is confirmed.
+		if _, known := s.blocks[b.meta.ULID]; known || local[b.meta.ULID] {
+			_ = b.Close()
+			continue
+		}
+		s.blocks[b.meta.ULID], s.since[b.meta.ULID] = b, 0
+		add = append(add, serving.Entry{Source: b, Release: func() { _ = b.Close() }})
+	}
+	if s.unknown != nil {
+		remove = append(remove, s.unknown)
+		s.unknown = nil
+	}
+	set.Replace(remove, add)
+	s.listed, s.err = time.Now(), nil
+}
+
+func (s *bucketState) metas() []block.Meta {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []block.Meta
+	for _, b := range s.blocks {
+		out = append(out, b.meta)
+	}
+	slices.SortFunc(out, block.Compare)
+	return out
+}
+
+// unknownBlocks stands for a bucket of which nothing is known: an answer that needs it is an error, not silently incomplete.
+type unknownBlocks struct{ err error }
+
+func (*unknownBlocks) Layer() serving.Layer          { return serving.Batch }
+func (*unknownBlocks) Generations() (uint64, uint64) { return 0, 0 }
+func (*unknownBlocks) MinTime() int64                { return minTime }
+func (*unknownBlocks) MaxTime() int64                { return maxTime }
+
+func (u *unknownBlocks) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error) {
+	return nil, fmt.Errorf("the bucket has not been reached since the start, so the answer could be incomplete (layer=speed answers without it): %w", u.err)
+}
+
+// bucketConfig reads the user's configuration, or makes the one of the default.
+func (e *Engine) bucketConfig(path string) ([]byte, error) {
+	switch {
+	case e.cfg.Bucket.Content != "":
+		return []byte(e.cfg.Bucket.Content), nil
+	case e.cfg.Bucket.File != "":
+		raw, err := os.ReadFile(e.cfg.Bucket.File)
+		if err != nil {
+			return nil, fmt.Errorf("--objstore.config-file: %w", err)
+		}
+		return raw, nil
+	}
+	return yaml.Marshal(map[string]any{
+		"type": "FILESYSTEM", "config": map[string]any{"directory": filepath.Join(path, bucketDir)},
+	})
+}
+
+// OpenBucket makes the bucket that a configuration in Thanos's format describes. Secrets in it do not appear in errors.
+func OpenBucket(config []byte) (objstore.Bucket, error) {
+	b, err := client.NewBucket(log.NewNopLogger(), config, "millrace", nil)
+	if err != nil {
+		return nil, fmt.Errorf("configure bucket: %w", err)
+	}
+	return b, nil
+}
+
+func (e *Engine) openBucket(d *dataPath) error {
+	config, err := e.bucketConfig(d.path)
+	if err != nil {
+		return err
+	}
+	if d.bucket, err = OpenBucket(config); err != nil {
+		return err
+	}
+	d.lister = block.NewLister(d.bucket)
+	d.cache = e.cache
+	d.runner, err = batch.NewRunner(batch.Options{
+		Bucket: d.bucket, Lister: d.lister, Cache: d.cache, ScratchDir: filepath.Join(d.path, scratchDir),
+		Config: e.cfg.batchConfig(), Labels: e.cfg.Storage.externalLabels(), Uploaded: e.uploadedUpTo, Uploading: e.uploading,
+		Metrics: e.batchMetrics, Logger: e.logger,
+	})
+	return err
+}
+
+// uploadedUpTo tells batch jobs up to which generation everything is in the bucket.
+func (e *Engine) uploadedUpTo(map[string]string) (uint64, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	lowest := uint64(0)
+	if len(e.generations) > 0 {
+		lowest = e.generations[0].Number
+	}
+	if len(e.local) > 0 {
+		from, _ := e.local[0].meta.Generations()
+		lowest = min(lowest, from)
+	}
+	return lowest - 1, lowest > 0
+}
+
+// uploading tells batch jobs not to take a block for abandoned.
+func (e *Engine) uploading(id ulid.ULID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.ContainsFunc(e.local, func(b *localBlock) bool { return b.meta.ULID == id })
+}
+
+// firstSync finds out what is in the bucket, from an older listing if the bucket is away, and returns the highest generation known.
+func (e *Engine) firstSync(ctx context.Context) uint64 {
+	err := e.syncBucket(ctx)
+	e.report("bucket", err)
+	if err != nil {
+		if err := e.useOldListing(ctx, err); err != nil {
+			e.logger.Warn("starting without the bucket", "err", err)
+		}
+	}
+	highest := uint64(0)
+	for _, m := range e.data.synced.metas() {
+		_, number := m.Generations()
+		highest = max(highest, number)
+	}
+	for _, b := range e.local {
+		_, number := b.meta.Generations()
+		highest = max(highest, number)
+	}
+	if highest == 0 && err != nil {
+		// Neither disk nor bucket tells which numbers were given out; the clock is above any counter.
+		highest = uint64(time.Now().UnixMilli())
+	}
+	return highest
+}
+
+func (e *Engine) syncOnSchedule(ctx context.Context) {
+	err := e.syncBucket(ctx)
+	if ctx.Err() == nil {
+		e.report("bucket", err)
+	}
+}
+
+// syncBucket lists the bucket and lets queries see what is in it.
+func (e *Engine) syncBucket(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout*6)
+	defer cancel()
+	mark := e.data.synced.mark()
+	listed, err := e.data.lister.List(ctx)
+	if err != nil {
+		e.metrics.bucketUp.Set(0)
+		e.data.synced.mu.Lock()
+		e.data.synced.err = err
+		e.data.synced.mu.Unlock()
+		return fmt.Errorf("list the bucket: %w", err)
+	}
+	e.metrics.bucketUp.Set(1)
+	metas := make([]block.Meta, 0, len(listed))
+	for _, l := range listed {
+		metas = append(metas, l.Meta)
+	}
+	visible := block.Visible(metas)
+	if err := e.show(ctx, mark, visible); err != nil {
+		return err
+	}
+	return e.saveListing(visible)
+}
+
+func (e *Engine) show(ctx context.Context, mark uint64, visible []block.Meta) error {
+	var opened []*blockSource
+	for _, m := range e.data.synced.missing(visible) {
+		b, err := e.openBucketBlock(ctx, m)
+		if err != nil {
+			return fmt.Errorf("open block %s: %w", m.ULID, err)
+		}
+		opened = append(opened, b)
+	}
+	e.mu.Lock()
+	local := map[ulid.ULID]bool{}
+	for _, b := range e.local {
+		local[b.meta.ULID] = true
+	}
+	e.mu.Unlock()
+	e.data.synced.listing(e.set, mark, visible, opened, local)
+	return nil
+}
+
+// openBucketBlock makes a source of a block in the bucket; nothing is read before the first query.
+func (e *Engine) openBucketBlock(ctx context.Context, m block.Meta) (*blockSource, error) {
+	b, err := block.OpenBucketMeta(ctx, e.data.bucket, m, e.data.cache)
+	if err != nil {
+		return nil, err
+	}
+	return &blockSource{Block: b, meta: m, layer: serving.Batch}, nil
+}
+
+func (e *Engine) saveListing(metas []block.Meta) error {
+	raw, err := json.Marshal(metas)
+	if err != nil {
+		return fmt.Errorf("encode listing: %w", err)
+	}
+	return writeFile(filepath.Join(e.data.path, listingFile), raw)
+}
+
+// useOldListing lets queries see what was in the bucket when it was last reached. Without such a listing, queries that need the bucket fail.
+func (e *Engine) useOldListing(ctx context.Context, cause error) error {
+	var metas []block.Meta
+	raw, err := os.ReadFile(filepath.Join(e.data.path, listingFile))
+	if err == nil {
+		err = json.Unmarshal(raw, &metas)
+	}
+	if err == nil {
+		if err = e.show(ctx, 0, metas); err == nil {
+			return nil
+		}
+	}
+	u := &unknownBlocks{err: cause}
+	e.data.synced.mu.Lock()
+	e.data.synced.unknown = u
+	e.data.synced.mu.Unlock()
+	e.set.Replace(nil, []serving.Entry{{Source: u}})
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return fmt.Errorf("read the last listing of the bucket: %w", err)
+}
+
+// writeFile replaces a file in one step.
+func writeFile(name string, raw []byte) error {
+	tmp := name + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(raw); err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return os.Rename(tmp, name)
+}

@@ -1,0 +1,482 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/alecthomas/units"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
+	"gopkg.in/yaml.v3"
+
+	"github.com/millrace/millrace/pkg/ingest"
+)
+
+// Config is everything a user can set. Each field belongs to one flag; Flags is the only place that names flags, defaults
+// and help texts, so that the command line, the configuration file and grafana.ini cannot drift apart.
+type Config struct {
+	ConfigFile string
+
+	Storage StorageConfig
+	Speed   SpeedConfig
+	Bucket  BucketConfig
+	Web     WebConfig
+	Ingest  IngestConfig
+	Query   QueryConfig
+	Batch   BatchConfig
+
+	// SelfScrape is how often the engine writes its own metrics through its own receiver; 0 is never.
+	SelfScrape time.Duration
+	// MemoryLimit is the soft limit handed to the Go runtime, in bytes; 0 is nine tenths of what the machine or container has.
+	MemoryLimit int64
+	LogLevel    string
+	LogFormat   string
+}
+
+// StorageConfig is about the data path: the log, local blocks, and how long data is kept.
+type StorageConfig struct {
+	Path            string
+	WALSync         string // "every" or "interval:DURATION"
+	LocalLimit      int64  // bytes below Path, the bucket's default folder not counted
+	Retention       time.Duration
+	StartTimestamps bool
+	ExternalLabels  map[string]string
+}
+
+// SpeedConfig is about generations.
+type SpeedConfig struct {
+	SealInterval time.Duration // generations are sealed at multiples of it
+	SealBytes    int64         // … or when one holds this much memory
+	Exemplars    int64         // size of the ring
+}
+
+// BucketConfig says where the master dataset lives, in the format of Thanos.
+type BucketConfig struct {
+	File         string
+	Content      string
+	SyncInterval time.Duration
+	CacheBytes   int64
+}
+
+// WebConfig is about the engine's own listener.
+type WebConfig struct {
+	ListenAddress        string
+	ConfigFile           string
+	AllowUnauthenticated bool
+}
+
+// IngestConfig limits what one remote write request may hold.
+type IngestConfig = ingest.Limits
+
+// QueryConfig limits what queries may spend.
+type QueryConfig struct {
+	Timeout        time.Duration
+	MaxSamples     int
+	MaxConcurrency int
+	LookbackDelta  time.Duration
+	MemoryLimit    int64
+	Features       []string
+}
+
+// BatchConfig is about the schedule of batch jobs.
+type BatchConfig struct {
+	Interval      time.Duration
+	DeletionDelay time.Duration
+}
+
+// Flags registers every flag on cmd.
+func (c *Config) Flags(cmd flagger) {
+	d := ingest.DefaultLimits()
+	cmd.Flag("config.file", "File with the same settings as the flags, one 'name: value' a line in YAML; flags on the command line win.").StringVar(&c.ConfigFile)
+	c.storageFlags(cmd)
+	c.bucketFlags(cmd)
+
+	cmd.Flag("web.listen-address", "Address of the listener for remote write and queries.").Default("127.0.0.1:9393").StringVar(&c.Web.ListenAddress)
+	cmd.Flag("web.config.file", "File that enables TLS and authentication, in the format of the Prometheus exporter toolkit.").StringVar(&c.Web.ConfigFile)
+	cmd.Flag("web.allow-unauthenticated", "Allow a listener that others can reach and that asks for no authentication.").BoolVar(&c.Web.AllowUnauthenticated)
+
+	bytesVar(cmd.Flag("ingest.max-body-size", "Largest body of a write request, compressed."), d.MaxBody, &c.Ingest.MaxBody)
+	bytesVar(cmd.Flag("ingest.max-decompressed-size", "Largest body of a write request, decompressed."), d.MaxDecompressed, &c.Ingest.MaxDecompressed)
+	cmd.Flag("ingest.max-labels", "Most labels a series may have.").Default(fmt.Sprint(d.MaxLabels)).IntVar(&c.Ingest.MaxLabels)
+	cmd.Flag("ingest.max-label-name-length", "Longest name of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelName)).IntVar(&c.Ingest.MaxLabelName)
+	cmd.Flag("ingest.max-label-value-length", "Longest value of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelValue)).IntVar(&c.Ingest.MaxLabelValue)
+	bytesVar(cmd.Flag("ingest.max-inflight-size", "Most memory for all write requests being handled; 0 is no limit."), d.MaxInflight, &c.Ingest.MaxInflight)
+	cmd.Flag("ingest.max-histogram-buckets", "Most buckets a native histogram may have.").Default(fmt.Sprint(d.MaxBuckets)).IntVar(&c.Ingest.MaxBuckets)
+	durationVar(cmd.Flag("ingest.max-future", "How far ahead of the clock a sample may be; 0 is no limit."), d.MaxFuture, &c.Ingest.MaxFuture)
+	durationVar(cmd.Flag("ingest.max-past", "How far behind the clock a sample may be; 0 is no limit."), d.MaxPast, &c.Ingest.MaxPast)
+
+	durationVar(cmd.Flag("query.timeout", "Longest time a query may take."), 2*time.Minute, &c.Query.Timeout)
+	cmd.Flag("query.max-samples", "Most samples one query may hold in memory.").Default("50000000").IntVar(&c.Query.MaxSamples)
+	cmd.Flag("query.max-concurrency", "Most queries that run at once.").Default("20").IntVar(&c.Query.MaxConcurrency)
+	durationVar(cmd.Flag("query.lookback-delta", "How long a sample stays current."), 5*time.Minute, &c.Query.LookbackDelta)
+	bytesVar(cmd.Flag("query.memory-limit", "Most memory that all running queries together may need; 0 is a quarter of the memory limit."), 0, &c.Query.MemoryLimit)
+	cmd.Flag("enable-feature", "Comma-separated names of PromQL features, as in Prometheus.").SetValue((*listValue)(&c.Query.Features))
+
+	durationVar(cmd.Flag("batch.interval", "How often batch jobs are looked for; 0 leaves them to 'millrace batch run'."), 5*time.Minute, &c.Batch.Interval)
+	durationVar(cmd.Flag("batch.deletion-delay", "How long a superseded block stays in the bucket."), time.Hour, &c.Batch.DeletionDelay)
+
+	durationVar(cmd.Flag("self.scrape-interval", "How often the engine stores its own metrics; 0 is never."), 15*time.Second, &c.SelfScrape)
+	bytesVar(cmd.Flag("memory.limit", "Soft limit of the process's memory; 0 is nine tenths of what the machine or container has."), 0, &c.MemoryLimit)
+	cmd.Flag("log.level", "Least severity of messages that are logged: debug, info, warn or error.").Default("info").EnumVar(&c.LogLevel, "debug", "info", "warn", "error")
+	cmd.Flag("log.format", "Format of log messages: logfmt or json.").Default("logfmt").EnumVar(&c.LogFormat, "logfmt", "json")
+}
+
+func (c *Config) storageFlags(cmd flagger) {
+	cmd.Flag("storage.path", "Folder for the log, local blocks and, by default, the bucket.").Default("data").StringVar(&c.Storage.Path)
+	cmd.Flag("storage.wal-sync", "When the log is synced to the disk: 'every' before each answer, or 'interval:100ms'.").Default("interval:100ms").StringVar(&c.Storage.WALSync)
+	bytesVar(cmd.Flag("storage.local-limit", "Most bytes of log and local blocks that wait for the bucket; beyond it writes get 503."), 20<<30, &c.Storage.LocalLimit)
+	durationVar(cmd.Flag("storage.retention.time", "How long samples are kept; 0 is for ever."), 0, &c.Storage.Retention)
+	cmd.Flag("storage.start-timestamps", "Keep start timestamps, in chunk encodings that Prometheus before 3.10, Thanos and Mimir cannot read.").BoolVar(&c.Storage.StartTimestamps)
+	cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable.").SetValue((*labelsValue)(&c.Storage.ExternalLabels))
+	durationVar(cmd.Flag("speed.seal-interval", "A generation is sealed at multiples of this time."), 30*time.Minute, &c.Speed.SealInterval)
+	bytesVar(cmd.Flag("speed.seal-size", "A generation that holds this much memory is sealed early."), 2<<30, &c.Speed.SealBytes)
+	cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept.").Default("100000").Int64Var(&c.Speed.Exemplars)
+}
+
+func (c *Config) bucketFlags(cmd flagger) {
+	cmd.Flag("objstore.config-file", "File with the bucket's configuration, in the format of Thanos; without it the bucket is a folder below the data path.").StringVar(&c.Bucket.File)
+	cmd.Flag("objstore.config", "The bucket's configuration itself, in place of objstore.config-file.").StringVar(&c.Bucket.Content)
+	durationVar(cmd.Flag("objstore.sync-interval", "How often the bucket is listed for blocks that others wrote."), time.Minute, &c.Bucket.SyncInterval)
+	bytesVar(cmd.Flag("objstore.cache-size", "Memory for pages of the bucket's objects."), 256<<20, &c.Bucket.CacheBytes)
+}
+
+// Validate checks what flags alone cannot express.
+func (c *Config) Validate() error {
+	if _, _, err := c.Storage.walSync(); err != nil {
+		return err
+	}
+	if c.Speed.SealInterval <= 0 || c.Speed.SealInterval > 2*time.Hour {
+		return fmt.Errorf("--speed.seal-interval=%s: must be above 0 and at most 2h", c.Speed.SealInterval)
+	}
+	if c.Storage.LocalLimit < 64<<20 {
+		return fmt.Errorf("--storage.local-limit=%d: must be at least 64MB", c.Storage.LocalLimit)
+	}
+	if c.Bucket.File != "" && c.Bucket.Content != "" {
+		return errors.New("--objstore.config-file and --objstore.config exclude each other")
+	}
+	if c.Bucket.SyncInterval <= 0 {
+		return fmt.Errorf("--objstore.sync-interval=%s: must be above 0", c.Bucket.SyncInterval)
+	}
+	if least := 2*c.Bucket.SyncInterval + c.Query.Timeout; c.Batch.DeletionDelay < least {
+		return fmt.Errorf("--batch.deletion-delay=%s: must be at least %s, two times --objstore.sync-interval plus --query.timeout, or queries may lose blocks that they read",
+			c.Batch.DeletionDelay, least)
+	}
+	if r := c.Storage.Retention; r != 0 && r < 2*time.Hour {
+		return fmt.Errorf("--storage.retention.time=%s: must be 0 or at least 2h", r)
+	}
+	if c.Query.MaxSamples <= 0 || c.Query.MaxConcurrency <= 0 || c.Query.Timeout <= 0 {
+		return errors.New("--query.max-samples, --query.max-concurrency and --query.timeout must be above 0")
+	}
+	return c.Web.validate()
+}
+
+// walSync parses "every" and "interval:100ms".
+func (s StorageConfig) walSync() (every bool, interval time.Duration, err error) {
+	if s.WALSync == "every" {
+		return true, 0, nil
+	}
+	rest, ok := strings.CutPrefix(s.WALSync, "interval:")
+	if ok {
+		d, err := model.ParseDuration(rest)
+		if err == nil && d > 0 {
+			return false, time.Duration(d), nil
+		}
+	}
+	return false, 0, fmt.Errorf("--storage.wal-sync=%q: must be 'every' or 'interval:DURATION', for example 'interval:100ms'", s.WALSync)
+}
+
+// externalLabels are the labels that blocks carry: the user's, or one constant, as Thanos wants them not to be empty.
+func (s StorageConfig) externalLabels() map[string]string {
+	if len(s.ExternalLabels) > 0 {
+		return s.ExternalLabels
+	}
+	return map[string]string{"millrace": "main"}
+}
+
+func (w WebConfig) validate() error {
+	if w.ListenAddress == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(w.ListenAddress)
+	if err != nil {
+		return fmt.Errorf("--web.listen-address=%q: %w", w.ListenAddress, err)
+	}
+	if isLoopback(host) || w.AllowUnauthenticated {
+		return nil
+	}
+	authenticates, err := w.authenticates()
+	if err != nil {
+		return err
+	}
+	if !authenticates {
+		return fmt.Errorf("--web.listen-address=%s: others can reach this address and no authentication is configured; name a --web.config.file with basic_auth_users or client certificates, listen on 127.0.0.1, or insist with --web.allow-unauthenticated", w.ListenAddress)
+	}
+	return nil
+}
+
+// authenticates tells whether the web configuration file asks clients who they are.
+func (w WebConfig) authenticates() (bool, error) {
+	if w.ConfigFile == "" {
+		return false, nil
+	}
+	raw, err := os.ReadFile(w.ConfigFile)
+	if err != nil {
+		return false, fmt.Errorf("--web.config.file: %w", err)
+	}
+	var f struct {
+		Users map[string]any `yaml:"basic_auth_users"`
+		TLS   struct {
+			ClientAuth string `yaml:"client_auth_type"`
+		} `yaml:"tls_server_config"`
+	}
+	if err := yaml.Unmarshal(raw, &f); err != nil {
+		return false, fmt.Errorf("--web.config.file=%s: %w", w.ConfigFile, err)
+	}
+	return len(f.Users) > 0 || f.TLS.ClientAuth == "RequireAndVerifyClientCert", nil
+}
+
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// flagger is what a kingpin application and a kingpin command have in common.
+type flagger interface {
+	Flag(name, help string) *kingpin.FlagClause
+}
+
+// ParseEnv reads settings for the engine from environment variables GF_PLUGIN_<KEY>, which is how grafana.ini's section
+// [plugin.millrace-metrics-datasource] reaches a plugin. unknown lists the variables that belong to no setting.
+func (c *Config) ParseEnv(environ []string) (unknown []string, err error) {
+	app := kingpin.New("millrace", "").Terminate(nil)
+	c.Flags(app)
+	known := map[string]string{}
+	for _, f := range app.Model().Flags {
+		known[envKey(f.Name)] = f.Name
+	}
+	var args []string
+	for _, kv := range environ {
+		key, value, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(key, envPrefix) || value == "" {
+			continue
+		}
+		name, ok := known[key]
+		if !ok && (key == envPrefix+"VERSION" || strings.HasPrefix(key, envPrefix+"APP_")) {
+			continue // Grafana's own
+		}
+		if !ok {
+			unknown = append(unknown, key)
+			continue
+		}
+		args = append(args, fileArgs(name, value)...)
+	}
+	sort.Strings(args) // the environment has no order
+	if err := c.parse(app, args); err != nil {
+		return unknown, fmt.Errorf("settings of grafana.ini's section [plugin.millrace-metrics-datasource]: %w", err)
+	}
+	if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--storage.path=") }) {
+		c.Storage.Path = dataPathBesideLicense(environ)
+	}
+	return unknown, c.validateEmbedded()
+}
+
+const envPrefix = "GF_PLUGIN_"
+
+func envKey(flag string) string {
+	return envPrefix + strings.ToUpper(strings.NewReplacer(".", "_", "-", "_").Replace(flag))
+}
+
+// dataPathBesideLicense finds Grafana's data folder, which no variable names directly.
+func dataPathBesideLicense(environ []string) string {
+	for _, kv := range environ {
+		if license, ok := strings.CutPrefix(kv, "GF_ENTERPRISE_LICENSE_PATH="); ok && filepath.Base(license) == "license.jwt" {
+			return filepath.Join(filepath.Dir(license), "millrace")
+		}
+	}
+	return ""
+}
+
+func (c *Config) validateEmbedded() error {
+	if c.Storage.Path == "" {
+		return errors.New("the data path is not known: set storage_path in grafana.ini's section [plugin.millrace-metrics-datasource]")
+	}
+	if !filepath.IsAbs(c.Storage.Path) {
+		return fmt.Errorf("storage_path = %s: must be absolute, as the working directory is Grafana's", c.Storage.Path)
+	}
+	self, err := os.Executable()
+	if err == nil && within(c.Storage.Path, filepath.Dir(self)) {
+		return fmt.Errorf("storage_path = %s: must not be below the plugin's own folder, which an upgrade replaces", c.Storage.Path)
+	}
+	return c.Validate()
+}
+
+func within(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, ".."+string(filepath.Separator))
+}
+
+// ParseArgs expands the configuration file named in args, if any, into arguments that stand before those of the command line.
+func ParseArgs(args []string) ([]string, error) {
+	file := ""
+	given := map[string]bool{}
+	for i, a := range args {
+		name, value, eq := strings.Cut(strings.TrimPrefix(a, "--"), "=")
+		if !strings.HasPrefix(a, "--") {
+			continue
+		}
+		given[strings.TrimPrefix(name, "no-")] = true
+		if name != "config.file" {
+			continue
+		}
+		if file = value; !eq && i+1 < len(args) {
+			file = args[i+1]
+		}
+	}
+	if file == "" {
+		return args, nil
+	}
+	fromFile, err := configFileArgs(file, given)
+	if err != nil {
+		return nil, fmt.Errorf("--config.file=%s: %w", file, err)
+	}
+	return append(slices.Clone(args), fromFile...), nil
+}
+
+func configFileArgs(file string, given map[string]bool) ([]string, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var settings map[string]yaml.Node
+	if err := yaml.Unmarshal(raw, &settings); err != nil {
+		return nil, err
+	}
+	var args []string
+	for name, node := range settings {
+		if given[name] {
+			continue
+		}
+		var one string
+		var many []string
+		switch {
+		case node.Decode(&one) == nil:
+			many = []string{one}
+		case node.Decode(&many) == nil:
+		default:
+			return nil, fmt.Errorf("line %d: %s must be a value or a list of values", node.Line, name)
+		}
+		for _, v := range many {
+			args = append(args, fileArgs(name, v)...)
+		}
+	}
+	sort.Strings(args)
+	return args, nil
+}
+
+// fileArgs turns a setting into an argument; booleans of kingpin take none.
+func fileArgs(name, value string) []string {
+	switch strings.ToLower(value) {
+	case "true":
+		return []string{"--" + name}
+	case "false":
+		return []string{"--no-" + name}
+	}
+	return []string{"--" + name + "=" + value}
+}
+
+// parse applies args without ending the process on a mistake.
+func (c *Config) parse(app *kingpin.Application, args []string) error {
+	_, err := app.Parse(args)
+	return err
+}
+
+func durationVar(f *kingpin.FlagClause, def time.Duration, target *time.Duration) {
+	f.Default(model.Duration(def).String()).SetValue((*Duration)(target))
+}
+
+func bytesVar(f *kingpin.FlagClause, def int64, target *int64) {
+	f.Default(units.Base2Bytes(def).String()).SetValue((*bytesValue)(target))
+}
+
+// Duration is the value of a flag for a time, written as Prometheus does: 15m, 2h30m, 1d.
+type Duration time.Duration
+
+// Set implements kingpin.Value.
+func (d *Duration) Set(s string) error {
+	v, err := model.ParseDuration(s)
+	*d = Duration(v)
+	return err
+}
+
+func (d *Duration) String() string { return model.Duration(*d).String() }
+
+// bytesValue reads sizes as Prometheus writes them: 512MB, 10GB, in powers of 1,024.
+type bytesValue int64
+
+func (b *bytesValue) Set(s string) error {
+	v, err := units.ParseBase2Bytes(s)
+	if err != nil {
+		return err
+	}
+	if v < 0 {
+		return errors.New("a size cannot be negative")
+	}
+	*b = bytesValue(v)
+	return nil
+}
+
+func (b *bytesValue) String() string { return units.Base2Bytes(*b).String() }
+
+// listValue is a comma-separated list; given twice, the lists are joined.
+type listValue []string
+
+func (l *listValue) Set(s string) error {
+	for _, v := range strings.Split(s, ",") {
+		if v = strings.TrimSpace(v); v != "" {
+			*l = append(*l, v)
+		}
+	}
+	return nil
+}
+
+func (l *listValue) String() string     { return strings.Join(*l, ",") }
+func (l *listValue) IsCumulative() bool { return true }
+
+// labelsValue collects name=value pairs.
+type labelsValue map[string]string
+
+func (l *labelsValue) Set(s string) error {
+	for _, pair := range strings.Split(s, ",") {
+		name, value, ok := strings.Cut(pair, "=")
+		if !ok || value == "" || !model.LegacyValidation.IsValidLabelName(name) || name == labels.MetricName {
+			return fmt.Errorf("%q: must be name=value with a valid label name", pair)
+		}
+		if *l == nil {
+			*l = labelsValue{}
+		}
+		(*l)[name] = value
+	}
+	return nil
+}
+
+func (l *labelsValue) String() string {
+	var out []string
+	for k, v := range *l {
+		out = append(out, k+"="+v)
+	}
+	sort.Strings(out)
+	return strings.Join(out, ",")
+}
+
+func (l *labelsValue) IsCumulative() bool { return true }

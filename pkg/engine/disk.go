@@ -1,0 +1,71 @@
+package engine
+
+import (
+	"fmt"
+	"io/fs"
+	"path/filepath"
+)
+
+// reserveBytes stay free on the disk whatever the limit says, so that sealing, and others on the same disk, can go on.
+const reserveBytes = 256 << 20
+
+// diskUsage is what waits below the data path, measured every second.
+type diskUsage struct {
+	used, limit int64 // log and local blocks
+	pending     int64 // what the generations in memory will need as blocks, beside their logs
+	free        int64 // of the file system; -1 where it is not known
+	reserve     int64
+}
+
+// refusal says why writes have to wait, or nil.
+func (u *diskUsage) refusal() error {
+	if u.used+u.pending > u.limit {
+		return fmt.Errorf("local disk holds %d bytes that wait for the bucket, --storage.local-limit is %d", u.used, u.limit)
+	}
+	if u.free >= 0 && u.free < u.reserve+u.pending {
+		return fmt.Errorf("the disk of the data path has %d bytes left, %d are kept free", u.free, u.reserve+u.pending)
+	}
+	return nil
+}
+
+func (e *Engine) measureDisk() {
+	u := &diskUsage{limit: e.cfg.Storage.LocalLimit, reserve: reserveBytes}
+	e.mu.Lock()
+	for _, g := range e.generations {
+		if g.log != nil {
+			u.used += g.log.Size()
+		}
+		u.pending += g.mem.Stats().Bytes / 2
+	}
+	for _, b := range e.local {
+		u.used += b.size
+	}
+	e.mu.Unlock()
+	free, total, err := freeBytes(e.data.path)
+	if err != nil {
+		e.report("disk", err)
+		free = -1
+	}
+	// A small disk cannot keep a quarter of a gigabyte free.
+	u.reserve = min(u.reserve, total/20)
+	u.free = free
+	e.disk.Store(u)
+	e.metrics.localBytes.Set(float64(u.used))
+	if err == nil {
+		e.report("disk", u.refusal())
+	}
+}
+
+func dirSize(dir string) int64 {
+	var n int64
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return nil // a file that has gone meanwhile counts for nothing
+		}
+		if info, err := d.Info(); err == nil {
+			n += info.Size()
+		}
+		return nil
+	})
+	return n
+}

@@ -1,0 +1,265 @@
+// Package engine wires Millrace's parts and owns their life: the receiver, the log, generations, local blocks, the bucket, batch
+// jobs, the merge and the HTTP listener.
+//
+// An engine belongs to a process. Start returns at once; opening (taking the lock of the data path, reading local blocks, replaying logs)
+// happens in the background and is tried again every second when it fails, so that no error of the engine ends its process. Until it
+// is ready every handler answers that it is starting.
+//
+// # Concurrency
+//
+// Locks are taken in this order, and none is held during I/O except where it says so:
+//
+//	rotate   one rotation of the active generation at a time; held while the next log is created
+//	accept   the order of acceptance: choice of generation and position in its log (Enqueue) are settled under it
+//	uploads  one pass over local blocks at a time; held while the bucket is written
+//	mu       phase, problems, and the lists of generations and blocks; never held during I/O
+//
+// Each background loop runs in a goroutine started by Engine.loop, hears the engine's context, and reports what fails to the problems
+// that health and /api/v1/layers show. Stop cancels them and waits.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/prometheus/promql"
+	"github.com/prometheus/prometheus/promql/parser"
+	"github.com/prometheus/prometheus/storage"
+
+	"github.com/millrace/millrace/pkg/batch"
+	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/serving"
+	"github.com/millrace/millrace/pkg/speed"
+)
+
+// Phase is where an engine stands in its life.
+type Phase string
+
+// The phases of an engine. A failed engine goes on trying to open.
+const (
+	Starting Phase = "starting"
+	Ready    Phase = "ready"
+	Failed   Phase = "failed"
+	Stopping Phase = "stopping"
+)
+
+// State is an engine's phase with what there is to say about it.
+type State struct {
+	Phase    Phase
+	Progress string // what a starting engine is doing
+	Err      error  // why a failed engine does not open, or what is wrong with a ready one
+}
+
+// Engine is one Millrace: all layers over one data path and one bucket.
+type Engine struct {
+	cfg      Config
+	logger   *slog.Logger
+	reg      prometheus.Registerer
+	gatherer prometheus.Gatherer
+	metrics  *metrics
+
+	set       *serving.Set
+	queryable storage.SampleAndChunkQueryable
+	queries   promql.QueryEngine
+	parser    parser.Parser
+	receiver  *ingest.Receiver
+	speedM    *speed.Metrics
+	handler   http.Handler
+	exemplars *exemplars
+	metadata  *metadataStore
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	cache        *block.Cache
+	batchMetrics *batch.Metrics
+	listening    atomic.Value // net.Addr
+
+	data *dataPath // what opening made; nil before; written before the phase becomes Ready
+
+	rotating sync.Mutex
+	accept   sync.Mutex
+	active   *generation // guarded by accept
+
+	uploads sync.Mutex
+	disk    atomic.Pointer[diskUsage]
+
+	mu          sync.Mutex
+	phase       Phase
+	progress    string
+	problems    map[string]error // by component
+	generations []*generation    // in number order, the active one last
+	local       []*localBlock    // in order of upload
+	sealed      chan struct{}    // a token: generations wait to be written
+	uploadable  chan struct{}    // a token: local blocks wait to be uploaded
+	opened      chan struct{}    // closed when the engine is ready for the first time
+}
+
+// New wires an engine; nothing is opened and nothing is read before Start. Metrics go to reg, the engine's own metrics are gathered from gatherer.
+func New(cfg Config, reg prometheus.Registerer, gatherer prometheus.Gatherer, logger *slog.Logger) (*Engine, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	e := &Engine{
+		cfg: cfg, logger: logger, reg: reg, gatherer: gatherer, metrics: newMetrics(reg),
+		set: serving.NewSet(), speedM: speed.NewMetrics(reg), metadata: newMetadataStore(),
+		ctx: ctx, cancel: cancel,
+		phase: Starting, progress: "waiting to open", problems: map[string]error{},
+		sealed: make(chan struct{}, 1), uploadable: make(chan struct{}, 1), opened: make(chan struct{}),
+	}
+	memory := setMemoryLimit(cfg.MemoryLimit)
+	var err error
+	if e.exemplars, err = newExemplars(cfg.Speed.Exemplars, reg); err != nil {
+		cancel()
+		return nil, err
+	}
+	limits := cfg.Ingest
+	limits.Horizon = e.horizon
+	e.receiver = ingest.NewReceiver(appender{e}, limits, reg, logger)
+	if err := e.openQueries(memory); err != nil {
+		cancel()
+		return nil, err
+	}
+	e.handler, err = e.newAPI()
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return e, nil
+}
+
+// Start opens the engine in the background.
+func (e *Engine) Start() {
+	e.loop("open", e.open)
+	if e.cfg.Web.ListenAddress != "" {
+		e.loop("listener", e.listen)
+	}
+}
+
+// Opened is closed when the engine has become ready for the first time.
+func (e *Engine) Opened() <-chan struct{} { return e.opened }
+
+// State tells the engine's phase.
+func (e *Engine) State() State {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var errs []error
+	for name, err := range e.problems {
+		errs = append(errs, fmt.Errorf("%s: %w", name, err))
+	}
+	return State{Phase: e.phase, Progress: e.progress, Err: errors.Join(errs...)}
+}
+
+// Handler serves the HTTP API of the contract.
+func (e *Engine) Handler() http.Handler { return e.handler }
+
+// QueryEngine evaluates PromQL within the engine's limits.
+func (e *Engine) QueryEngine() promql.QueryEngine { return e.queries }
+
+// Queryable is the merge of all layers; serving.WithLayer narrows it.
+func (e *Engine) Queryable() storage.SampleAndChunkQueryable { return e.queryable }
+
+// ExemplarQueryable finds the newest exemplars.
+func (e *Engine) ExemplarQueryable() storage.ExemplarQueryable { return e.exemplars }
+
+// Stop is a crash with a warning: writes are no longer accepted, the log is synced, and that is all. It returns when ctx ends at the latest.
+func (e *Engine) Stop(ctx context.Context) {
+	e.setPhase(Stopping, "stopping")
+	e.cancel()
+	done := make(chan struct{})
+	go func() {
+		e.closeLogs()
+		e.wg.Wait()
+		e.close()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// loop runs fn in a goroutine that Stop waits for. A panic in it is a problem of the engine, not the end of the process.
+func (e *Engine) loop(name string, fn func(context.Context)) {
+	e.wg.Go(func() {
+		defer func() {
+			if r := recover(); r != nil {
+				e.logger.Error("background work panicked", "component", name, "panic", r, "stack", string(debug.Stack()))
+				e.report(name, fmt.Errorf("panic: %v", r))
+			}
+		}()
+		fn(e.ctx)
+	})
+}
+
+// report records what is wrong with a component, or with nil that nothing is any more.
+func (e *Engine) report(component string, err error) {
+	e.mu.Lock()
+	was := e.problems[component]
+	if err == nil {
+		delete(e.problems, component)
+	} else {
+		e.problems[component] = err
+	}
+	e.mu.Unlock()
+	switch {
+	case err != nil && (was == nil || was.Error() != err.Error()):
+		e.logger.Error("a component has a problem", "component", component, "err", err)
+	case err == nil && was != nil:
+		e.logger.Info("a component has recovered", "component", component)
+	}
+}
+
+func (e *Engine) setPhase(p Phase, progress string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.phase == Stopping {
+		return
+	}
+	e.phase, e.progress = p, progress
+}
+
+func (e *Engine) setProgress(format string, args ...any) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.progress = fmt.Sprintf(format, args...)
+}
+
+// horizon is the oldest time, in milliseconds, that retention keeps; the lowest number when it keeps everything.
+func (e *Engine) horizon() int64 {
+	if e.cfg.Storage.Retention == 0 {
+		return minTime
+	}
+	return time.Now().Add(-e.cfg.Storage.Retention).UnixMilli()
+}
+
+// signal puts a token into a channel of capacity one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// every calls fn at once, then at each tick and token, until ctx ends.
+func every(ctx context.Context, interval time.Duration, token <-chan struct{}, fn func(context.Context)) {
+	t := time.NewTicker(interval)
+	defer t.Stop()
+	for {
+		fn(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		case <-token:
+		}
+	}
+}

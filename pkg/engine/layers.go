@@ -1,0 +1,166 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/millrace/millrace/pkg/batch"
+	"github.com/millrace/millrace/pkg/block"
+)
+
+// Layers is what /api/v1/layers shows. Times are in milliseconds since 1970, sizes in bytes.
+type Layers struct {
+	Generations []GenerationInfo  `json:"generations"`
+	Blocks      []BlockInfo       `json:"blocks"`
+	Watermarks  Watermarks        `json:"watermarks"`
+	Jobs        []batch.JobStatus `json:"jobs"`
+	Bucket      BucketInfo        `json:"bucket"`
+	Local       LocalInfo         `json:"local"`
+	Problems    map[string]string `json:"problems"`
+}
+
+// GenerationInfo is one generation in memory.
+type GenerationInfo struct {
+	Number  uint64 `json:"number"`
+	State   string `json:"state"` // active or sealed
+	Series  int64  `json:"series"`
+	Samples int64  `json:"samples"`
+	Late    int64  `json:"lateSamples"`
+	MinTime *int64 `json:"minTime"` // null while there is no sample
+	MaxTime *int64 `json:"maxTime"`
+	Bytes   int64  `json:"bytes"`
+	Created int64  `json:"created"`
+}
+
+// BlockInfo is one block, on local disk or in the bucket.
+type BlockInfo struct {
+	ULID        ulid.ULID         `json:"ulid"`
+	Level       int               `json:"level"`
+	Location    string            `json:"location"` // local or bucket
+	MinTime     int64             `json:"minTime"`
+	MaxTime     int64             `json:"maxTime"`
+	Series      uint64            `json:"series"`
+	Samples     uint64            `json:"samples"`
+	Bytes       int64             `json:"bytes"`
+	Generations block.Generations `json:"generations"`
+}
+
+// Watermarks say how far each layer has come, as generation numbers and times.
+type Watermarks struct {
+	Accepting    uint64 `json:"accepting"`    // the active generation
+	Uploaded     uint64 `json:"uploaded"`     // all up to it are in the bucket
+	Compacted    uint64 `json:"compacted"`    // all up to it are in blocks of level 1 or higher
+	NewestSample *int64 `json:"newestSample"` // in memory, ms; null if there is none
+	Horizon      *int64 `json:"horizon"`      // retention; null is for ever
+}
+
+// BucketInfo says how the bucket is.
+type BucketInfo struct {
+	Reachable bool       `json:"reachable"`
+	LastSync  *time.Time `json:"lastSync"`
+	Error     string     `json:"error,omitempty"`
+}
+
+// LocalInfo says how full the local disk is.
+type LocalInfo struct {
+	Bytes int64 `json:"bytes"`
+	Limit int64 `json:"limit"`
+	Free  int64 `json:"free"`
+}
+
+// Layers describes what the layers hold at this moment.
+func (e *Engine) Layers() Layers {
+	l := Layers{Generations: []GenerationInfo{}, Blocks: []BlockInfo{}, Jobs: []batch.JobStatus{}, Problems: map[string]string{}}
+	e.mu.Lock()
+	for name, err := range e.problems {
+		l.Problems[name] = err.Error()
+	}
+	generations, local, open := e.generations, e.local, e.phase == Ready
+	e.mu.Unlock()
+	if !open {
+		return l
+	}
+	for _, g := range generations {
+		l.Generations = append(l.Generations, e.describe(g))
+	}
+	for _, b := range local {
+		l.Blocks = append(l.Blocks, describeBlock(b.meta, "local", b.size))
+	}
+	inBucket := e.data.synced.metas()
+	for _, m := range inBucket {
+		l.Blocks = append(l.Blocks, describeBlock(m, "bucket", m.Size()))
+	}
+	l.Jobs = append(l.Jobs, e.data.runner.Status()...)
+	l.Watermarks = watermarks(l.Generations, inBucket)
+	if h := e.horizon(); h != minTime {
+		l.Watermarks.Horizon = &h
+	}
+	l.Bucket = e.data.synced.info()
+	if u := e.disk.Load(); u != nil {
+		l.Local = LocalInfo{Bytes: u.used, Limit: u.limit, Free: u.free}
+	}
+	return l
+}
+
+func (e *Engine) describe(g *generation) GenerationInfo {
+	s := g.mem.Stats()
+	info := GenerationInfo{
+		Number: g.Number, State: "active", Series: int64(s.Series), Samples: int64(s.Samples), Late: int64(s.Late), Bytes: s.Bytes, Created: g.Created,
+	}
+	e.mu.Lock()
+	if g.sealed {
+		info.State = "sealed"
+	}
+	e.mu.Unlock()
+	if s.Samples > 0 {
+		info.MinTime, info.MaxTime = &s.MinTime, &s.MaxTime
+	}
+	return info
+}
+
+func describeBlock(m block.Meta, location string, size int64) BlockInfo {
+	from, to := m.Generations()
+	return BlockInfo{
+		ULID: m.ULID, Level: m.Level(), Location: location, MinTime: m.MinTime, MaxTime: m.MaxTime,
+		Series: m.Stats.NumSeries, Samples: m.Stats.NumSamples, Bytes: size, Generations: block.Generations{Min: from, Max: to},
+	}
+}
+
+func watermarks(generations []GenerationInfo, inBucket []block.Meta) Watermarks {
+	var w Watermarks
+	for _, g := range generations {
+		w.Accepting = max(w.Accepting, g.Number)
+		if g.MaxTime != nil && (w.NewestSample == nil || *g.MaxTime > *w.NewestSample) {
+			w.NewestSample = g.MaxTime
+		}
+	}
+	lowestRaw := uint64(0)
+	for _, m := range inBucket {
+		from, to := m.Generations()
+		w.Uploaded = max(w.Uploaded, to)
+		if m.Level() == 0 && (lowestRaw == 0 || from < lowestRaw) {
+			lowestRaw = from
+		}
+	}
+	for _, m := range inBucket {
+		if _, to := m.Generations(); m.Level() > 0 && (lowestRaw == 0 || to < lowestRaw) {
+			w.Compacted = max(w.Compacted, to)
+		}
+	}
+	return w
+}
+
+func (s *bucketState) info() BucketInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := BucketInfo{Reachable: s.err == nil && !s.listed.IsZero()}
+	if !s.listed.IsZero() {
+		at := s.listed
+		i.LastSync = &at
+	}
+	if s.err != nil {
+		i.Error = s.err.Error()
+	}
+	return i
+}

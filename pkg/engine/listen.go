@@ -1,0 +1,61 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/exporter-toolkit/web"
+)
+
+// stopGrace is how long requests that run may take to end when the engine stops.
+const stopGrace = 500 * time.Millisecond
+
+// listen serves the API on the engine's own listener, and tries again every second while the address is taken.
+func (e *Engine) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := e.serve(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		e.report("listener", err)
+		sleep(ctx, time.Second)
+	}
+}
+
+func (e *Engine) serve(ctx context.Context) error {
+	if err := e.cfg.Web.validate(); err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", e.cfg.Web.ListenAddress)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", e.cfg.Web.ListenAddress, err)
+	}
+	e.report("listener", nil)
+	srv := &http.Server{Handler: e.handler, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 1 << 20}
+	e.listening.Store(l.Addr())
+	stopped := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.Background(), stopGrace)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			_ = srv.Close()
+		}
+	})
+	defer stopped()
+	none, file := false, e.cfg.Web.ConfigFile
+	err = web.Serve(l, srv, &web.FlagConfig{WebListenAddresses: &[]string{e.cfg.Web.ListenAddress}, WebSystemdSocket: &none, WebConfigFile: &file}, e.logger)
+	_ = l.Close()
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// Addr is the address on which the engine listens, or nil.
+func (e *Engine) Addr() net.Addr {
+	a, _ := e.listening.Load().(net.Addr)
+	return a
+}

@@ -1,0 +1,189 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/storage"
+
+	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/serving"
+)
+
+const (
+	uploadInterval = 10 * time.Second
+	maxBackoff     = time.Minute
+)
+
+// localBlock is a level-0 block on local disk, on its way to the bucket.
+type localBlock struct {
+	*block.Block
+	meta     block.Meta
+	dir      string
+	size     int64
+	source   *blockSource
+	uploaded atomic.Bool // the folder goes with the last reader
+}
+
+func openLocalBlock(dir string) (*localBlock, error) {
+	b, err := block.OpenLocal(dir)
+	if err != nil {
+		return nil, err
+	}
+	m := b.Meta()
+	return &localBlock{Block: b, meta: m, dir: dir, size: dirSize(dir), source: &blockSource{Block: b, meta: m, layer: serving.Speed}}, nil
+}
+
+func (b *localBlock) entry() serving.Entry {
+	return serving.Entry{Source: b.source, Release: b.release}
+}
+
+// release unmaps the block when the last query that pinned it has ended.
+func (b *localBlock) release() {
+	_ = b.Close()
+	if b.uploaded.Load() {
+		_ = os.RemoveAll(b.dir) // what is left behind is found at the next start and is in the bucket already
+	}
+}
+
+// blockSource shows a block to queries.
+type blockSource struct {
+	*block.Block
+	meta  block.Meta
+	layer serving.Layer
+}
+
+func (s *blockSource) Layer() serving.Layer          { return s.layer }
+func (s *blockSource) Generations() (uint64, uint64) { return s.meta.Generations() }
+func (s *blockSource) MinTime() int64                { return s.meta.MinTime }
+func (s *blockSource) MaxTime() int64                { return s.meta.MaxTime - 1 }
+
+func (s *blockSource) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
+	return s.Block.ChunkQuerier(mint, maxt)
+}
+
+// openLocalBlocks finds the blocks that an earlier process left. Blocks of a generation that still has its log are not complete: the log is
+// replayed, and the blocks are written again.
+func (e *Engine) openLocalBlocks(logs []uint64) error {
+	dir := filepath.Join(e.data.path, blocksDir)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("read local blocks: %w", err)
+	}
+	var blocks []*localBlock
+	for _, entry := range entries {
+		path := filepath.Join(dir, entry.Name())
+		if _, err := ulid.ParseStrict(entry.Name()); err != nil {
+			if strings.HasSuffix(entry.Name(), ".tmp") {
+				_ = os.RemoveAll(path)
+			}
+			continue
+		}
+		b, err := openLocalBlock(path)
+		if err != nil {
+			e.logger.Error("a local block cannot be opened and is moved aside", "block", entry.Name(), "err", err)
+			if err := e.quarantine(path, err); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, number := b.meta.Generations(); slices.Contains(logs, number) {
+			_ = b.Close()
+			if err := os.RemoveAll(path); err != nil {
+				return fmt.Errorf("remove incomplete block: %w", err)
+			}
+			continue
+		}
+		blocks = append(blocks, b)
+	}
+	slices.SortFunc(blocks, func(a, b *localBlock) int { return uploadOrder(a.meta, b.meta) })
+	var added []serving.Entry
+	for _, b := range blocks {
+		added = append(added, b.entry())
+	}
+	e.set.Replace(nil, added)
+	e.mu.Lock()
+	e.local = blocks
+	e.mu.Unlock()
+	return nil
+}
+
+// uploadOrder is the order of generations, and in one the order of time.
+func uploadOrder(a, b block.Meta) int {
+	_, x := a.Generations()
+	_, y := b.Generations()
+	return cmp.Or(cmp.Compare(x, y), a.ULID.Compare(b.ULID))
+}
+
+// uploadAll brings local blocks to the bucket, in order, until none is left or the context ends. While the bucket is away it tries again, less and
+// less often.
+func (e *Engine) uploadAll(ctx context.Context) {
+	backoff := time.Second
+	for ctx.Err() == nil {
+		err := e.uploadOnce(ctx)
+		if err == nil {
+			e.report("upload", nil)
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		e.metrics.uploadFailures.Inc()
+		e.report("upload", err)
+		sleep(ctx, backoff)
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// uploadOnce uploads what waits, and stops at the first failure: generations reach the bucket in order.
+func (e *Engine) uploadOnce(ctx context.Context) error {
+	e.uploads.Lock()
+	defer e.uploads.Unlock()
+	for {
+		b := e.firstLocal()
+		if b == nil {
+			return nil
+		}
+		began := time.Now()
+		if err := block.Upload(ctx, e.data.bucket, b.dir); err != nil {
+			return fmt.Errorf("upload block %s: %w", b.meta.ULID, err)
+		}
+		if err := e.moveToBucket(ctx, b); err != nil {
+			return err
+		}
+		e.metrics.uploads.Inc()
+		e.logger.Info("uploaded a block", "block", b.meta.ULID, "bytes", b.size, "took", time.Since(began))
+	}
+}
+
+func (e *Engine) firstLocal() *localBlock {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.local) == 0 {
+		return nil
+	}
+	return e.local[0]
+}
+
+// moveToBucket lets the bucket's copy take the place of the local one in one step; the folder goes when its last reader has left.
+func (e *Engine) moveToBucket(ctx context.Context, b *localBlock) error {
+	src, err := e.openBucketBlock(ctx, b.meta)
+	if err != nil {
+		return fmt.Errorf("open uploaded block %s: %w", b.meta.ULID, err)
+	}
+	b.uploaded.Store(true)
+	e.data.synced.uploaded(e.set, src, b.source)
+	e.mu.Lock()
+	e.local = without(e.local, b)
+	e.mu.Unlock()
+	e.measureDisk()
+	return nil
+}

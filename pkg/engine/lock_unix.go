@@ -1,0 +1,40 @@
+//go:build unix
+
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// fileLock keeps other processes out of the data path. The kernel lets go of it when the process ends, however it ends.
+type fileLock struct{ f *os.File }
+
+func lockPath(name string) (*fileLock, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("lock data path: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("data path is in use by another process, which holds %s", name)
+		}
+		return nil, fmt.Errorf("lock %s: %w", name, err)
+	}
+	return &fileLock{f}, nil
+}
+
+func (l *fileLock) release() { _ = l.f.Close() }
+
+// freeBytes tells how much a user without privileges may still write below path, and the size of its file system.
+func freeBytes(path string) (free, total int64, err error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(path, &s); err != nil {
+		return 0, 0, fmt.Errorf("ask for free space of %s: %w", path, err)
+	}
+	return int64(s.Bavail) * int64(s.Bsize), int64(s.Blocks) * int64(s.Bsize), nil
+}

@@ -1,0 +1,52 @@
+package engine
+
+import (
+	"math"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+)
+
+// fallbackMemory is assumed where the system does not tell.
+const fallbackMemory = 4 << 30
+
+// setMemoryLimit gives the runtime a soft limit, unless GOMEMLIMIT did, and returns the limit in force, in bytes. Without one the collector would
+// let the heap grow to twice of what is live, whatever the machine has.
+func setMemoryLimit(limit int64) int64 {
+	if inForce := debug.SetMemoryLimit(-1); limit == 0 && inForce != math.MaxInt64 {
+		return inForce
+	}
+	if limit == 0 {
+		limit = availableMemory() / 10 * 9
+	}
+	debug.SetMemoryLimit(limit)
+	return limit
+}
+
+// availableMemory is what the container or else the machine has.
+func availableMemory() int64 {
+	least := int64(math.MaxInt64)
+	for _, name := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
+		if raw, err := os.ReadFile(name); err == nil {
+			if n, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64); err == nil && n > 0 {
+				least = min(least, n)
+			}
+		}
+	}
+	if raw, err := os.ReadFile("/proc/meminfo"); err == nil {
+		for line := range strings.Lines(string(raw)) {
+			rest, ok := strings.CutPrefix(line, "MemTotal:")
+			if !ok {
+				continue
+			}
+			if kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64); err == nil {
+				least = min(least, kb<<10)
+			}
+		}
+	}
+	if least == math.MaxInt64 {
+		return fallbackMemory
+	}
+	return least
+}

@@ -1,0 +1,107 @@
+package engine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/metadata"
+
+	"github.com/millrace/millrace/pkg/ingest"
+)
+
+const (
+	metadataFile = "metadata.json"
+	// maxFamilies bounds the store against senders that make names up.
+	maxFamilies = 200_000
+)
+
+// metadataStore keeps the newest type, help text and unit of every metric family. It is saved whenever a log is about to go, so that a restart,
+// which reads the file and then replays the logs, finds all of it.
+type metadataStore struct {
+	mu       sync.RWMutex
+	families map[string]metadata.Metadata
+	changed  bool
+}
+
+func newMetadataStore() *metadataStore {
+	return &metadataStore{families: map[string]metadata.Metadata{}}
+}
+
+func (s *metadataStore) add(b *ingest.Batch) {
+	for _, m := range b.Metadata {
+		md := metadata.Metadata{Type: m.Type, Help: m.Help, Unit: m.Unit}
+		if md.Type == "" {
+			md.Type = model.MetricTypeUnknown
+		}
+		s.mu.RLock()
+		old, known := s.families[m.Family]
+		full := len(s.families) >= maxFamilies
+		s.mu.RUnlock()
+		if known && old == md || !known && full {
+			continue
+		}
+		s.mu.Lock()
+		// The request's strings live as long as the request.
+		md.Help, md.Unit, md.Type = strings.Clone(md.Help), strings.Clone(md.Unit), model.MetricType(strings.Clone(string(md.Type)))
+		s.families[strings.Clone(m.Family)], s.changed = md, true
+		s.mu.Unlock()
+	}
+}
+
+// Families returns a copy of what is known, by name.
+func (s *metadataStore) Families() map[string]metadata.Metadata {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := make(map[string]metadata.Metadata, len(s.families))
+	for name, md := range s.families {
+		out[name] = md
+	}
+	return out
+}
+
+func (s *metadataStore) save(path string) error {
+	s.mu.Lock()
+	changed := s.changed
+	s.changed = false
+	s.mu.Unlock()
+	if !changed {
+		return nil
+	}
+	raw, err := json.Marshal(s.Families())
+	if err == nil {
+		err = writeFile(filepath.Join(path, metadataFile), raw)
+	}
+	if err != nil {
+		s.mu.Lock()
+		s.changed = true
+		s.mu.Unlock()
+		return fmt.Errorf("save metadata of metrics: %w", err)
+	}
+	return nil
+}
+
+func (s *metadataStore) load(path string) error {
+	raw, err := os.ReadFile(filepath.Join(path, metadataFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	families := map[string]metadata.Metadata{}
+	if err == nil {
+		err = json.Unmarshal(raw, &families)
+	}
+	if err != nil {
+		return fmt.Errorf("load metadata of metrics: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, md := range families {
+		s.families[name] = md
+	}
+	return nil
+}

@@ -1,0 +1,314 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/thanos-io/objstore"
+
+	"github.com/millrace/millrace/pkg/batch"
+	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/serving"
+	"github.com/millrace/millrace/pkg/wal"
+)
+
+// Names below the data path.
+const (
+	lockFile   = "lock"
+	walDir     = "wal"
+	blocksDir  = "blocks"
+	bucketDir  = "bucket"
+	scratchDir = "scratch"
+	lostDir    = "quarantine"
+)
+
+// staleGeneration is the age from which a generation found at the start is sealed instead of continued: its idea of what is recent is old.
+const staleGeneration = 2 * time.Hour
+
+// maxRecordSize is above every limit of a request's size that can be set, and never changes: replay counts larger records as lost.
+const maxRecordSize = 1<<30 + 1<<26
+
+// dataPath is what opening makes of a folder.
+type dataPath struct {
+	path       string
+	lock       *fileLock
+	walOptions wal.Options
+	bucket     objstore.Bucket
+	lister     *block.Lister
+	cache      *block.Cache
+	runner     *batch.Runner
+	full       chan struct{} // a token: the active generation is full, or sealNow is set
+	sealNow    atomic.Bool   // the log cannot be trusted with what it holds
+	synced     *bucketState
+}
+
+// open tries until it succeeds, then starts the background work.
+func (e *Engine) open(ctx context.Context) {
+	for {
+		err := e.tryOpen(ctx)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		e.setPhase(Failed, "")
+		e.report("open", err)
+		sleep(ctx, time.Second)
+	}
+	e.report("open", nil)
+	e.setPhase(Ready, "")
+	close(e.opened)
+	e.logger.Info("ready", "path", e.data.path)
+	e.loop("seal", e.sealOnSchedule)
+	e.loop("flush", func(ctx context.Context) { every(ctx, 10*time.Second, e.sealed, e.flushSealed) })
+	e.loop("upload", func(ctx context.Context) { every(ctx, uploadInterval, e.uploadable, e.uploadAll) })
+	e.loop("bucket", func(ctx context.Context) { every(ctx, e.cfg.Bucket.SyncInterval, nil, e.syncOnSchedule) })
+	e.loop("disk", func(ctx context.Context) {
+		every(ctx, time.Second, nil, func(context.Context) { e.measureDisk() })
+	})
+	if e.cfg.Batch.Interval > 0 {
+		e.loop("batch", e.runBatchOnSchedule)
+	}
+	if e.cfg.SelfScrape > 0 {
+		e.loop("self-scrape", e.scrapeSelf)
+	}
+}
+
+// tryOpen takes the data path. When it fails it has let go of everything.
+func (e *Engine) tryOpen(ctx context.Context) (err error) {
+	d, err := e.openPath(ctx)
+	if err != nil {
+		return err
+	}
+	e.data = d
+	defer func() {
+		if err != nil {
+			e.close()
+			e.dropAll()
+		}
+	}()
+	if err := wal.RemoveTemporary(filepath.Join(d.path, walDir)); err != nil {
+		return err
+	}
+	logs, err := readLogs(d.path)
+	if err != nil {
+		return err
+	}
+	if err := e.openLocalBlocks(logs); err != nil {
+		return err
+	}
+	e.measureDisk()
+	e.setProgress("listing the bucket")
+	highest := e.firstSync(ctx)
+	return e.recover(ctx, logs, highest)
+}
+
+func (e *Engine) openPath(ctx context.Context) (*dataPath, error) {
+	e.setPhase(Starting, "taking the data path")
+	path, err := filepath.Abs(e.cfg.Storage.Path)
+	if err != nil {
+		return nil, fmt.Errorf("data path: %w", err)
+	}
+	for _, dir := range []string{walDir, blocksDir, scratchDir} {
+		if err := os.MkdirAll(filepath.Join(path, dir), 0o750); err != nil {
+			return nil, fmt.Errorf("data path: %w", err)
+		}
+	}
+	lock, err := lockPath(filepath.Join(path, lockFile))
+	if err != nil {
+		return nil, err
+	}
+	d := &dataPath{path: path, lock: lock, full: make(chan struct{}, 1), synced: newBucketState()}
+	if err := e.openBucket(d); err != nil {
+		lock.release()
+		return nil, err
+	}
+	every, interval, err := e.cfg.Storage.walSync()
+	if err != nil {
+		lock.release()
+		return nil, err
+	}
+	d.walOptions = wal.Options{
+		SyncEvery: every, SyncInterval: interval, Metrics: e.metrics.wal, Logger: e.logger, MaxRecordSize: maxRecordSize,
+		OnSyncFailure: e.syncFailed,
+	}
+	if err := e.metadata.load(path); err != nil {
+		e.logger.Warn("metadata of metrics is lost", "err", err)
+	}
+	return d, ctx.Err()
+}
+
+// syncFailed hears that the disk refused to sync the log. What it put at risk is safe again as soon as it is in a block.
+func (e *Engine) syncFailed(err *wal.SyncError) {
+	if err.Rewritten {
+		e.logger.Warn("a sync of the log failed; what it was to cover was written again", "err", err)
+		return
+	}
+	e.report("log sync", err)
+	e.data.sealNow.Store(true)
+	signal(e.data.full)
+}
+
+// readLogs lists the generations that have a log, in order.
+func readLogs(path string) ([]uint64, error) {
+	entries, err := os.ReadDir(filepath.Join(path, walDir))
+	if err != nil {
+		return nil, fmt.Errorf("read logs: %w", err)
+	}
+	var numbers []uint64
+	for _, entry := range entries {
+		n, err := strconv.ParseUint(entry.Name(), 10, 64)
+		if err == nil && entry.IsDir() && len(entry.Name()) == 20 {
+			numbers = append(numbers, n)
+		}
+	}
+	slices.Sort(numbers)
+	return numbers, nil
+}
+
+// recover replays the logs, oldest first. The newest generation goes on unless it is old; the others wait to be written to blocks.
+func (e *Engine) recover(ctx context.Context, logs []uint64, highest uint64) error {
+	began := time.Now()
+	for i, number := range logs {
+		e.setPhase(Starting, fmt.Sprintf("replaying log %d of %d", i+1, len(logs)))
+		g, err := e.replay(ctx, number)
+		if err != nil {
+			return err
+		}
+		if g == nil {
+			continue
+		}
+		highest = max(highest, g.Number)
+		if i == len(logs)-1 && time.Since(time.UnixMilli(g.Created)) < staleGeneration {
+			e.publish(g)
+			return e.continueGeneration(g, began)
+		}
+		g.mem.Seal()
+		g.sealed = true
+		e.publish(g)
+	}
+	signal(e.sealed)
+	next, err := e.newGeneration(highest+1, nil)
+	if err != nil {
+		return err
+	}
+	e.publish(next)
+	return e.activate(next)
+}
+
+func (e *Engine) continueGeneration(g *generation, began time.Time) error {
+	stats := g.mem.Stats()
+	e.logger.Info("replayed the log", "generation", g.Number, "series", stats.Series, "samples", stats.Samples, "took", time.Since(began))
+	signal(e.sealed)
+	return e.activate(g)
+}
+
+func (e *Engine) activate(g *generation) error {
+	e.accept.Lock()
+	defer e.accept.Unlock()
+	if e.ctx.Err() != nil {
+		return errStopping
+	}
+	e.active = g
+	return nil
+}
+
+// replay reads a generation back from its log. A log whose header is unreadable is moved aside for the user to look at, and nil is returned.
+func (e *Engine) replay(ctx context.Context, number uint64) (*generation, error) {
+	dir := filepath.Join(e.data.path, walDir, fmt.Sprintf("%020d", number))
+	var g *generation
+	var index uint64
+	stats, err := wal.Replay(dir, e.data.walOptions, func(raw []byte) error {
+		h, err := parseHeader(raw)
+		if err != nil {
+			return err
+		}
+		g = e.wireGeneration(h, nil)
+		g.dir = dir
+		return nil
+	}, func(record []byte) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		b, err := ingest.DecodeRecord(record)
+		if err != nil {
+			e.metrics.replayUndecodable.Inc()
+			e.logger.Error("a record of the log cannot be decoded", "generation", number, "record", index, "err", err)
+			return nil
+		}
+		defer b.Release()
+		e.apply(g, index, b)
+		if index++; index%1000 == 0 {
+			e.setProgress("replaying the log of generation %d: %d requests", number, index)
+		}
+		return nil
+	})
+	var damaged *wal.CorruptHeaderError
+	if errors.As(err, &damaged) {
+		return nil, e.quarantine(dir, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("replay log of generation %d: %w", number, err)
+	}
+	if stats.Lost.Regions > 0 {
+		g.damaged = true
+		e.logger.Error("parts of the log were damaged and are lost", "generation", number, "regions", stats.Lost.Regions, "bytes", stats.Lost.Bytes)
+		e.report("log replay", fmt.Errorf("generation %d: %d damaged regions with %d bytes were skipped", number, stats.Lost.Regions, stats.Lost.Bytes))
+	}
+	o := e.data.walOptions
+	o.FirstIndex = index
+	if g.log, err = wal.Open(dir, o); err != nil {
+		return nil, fmt.Errorf("go on with log of generation %d: %w", number, err)
+	}
+	return g, nil
+}
+
+func (e *Engine) quarantine(dir string, cause error) error {
+	aside := filepath.Join(e.data.path, lostDir)
+	if err := os.MkdirAll(aside, 0o750); err != nil {
+		return errors.Join(cause, err)
+	}
+	if err := os.Rename(dir, filepath.Join(aside, filepath.Base(dir))); err != nil {
+		return errors.Join(cause, err)
+	}
+	e.logger.Error("what cannot be read was moved aside", "from", dir, "to", aside, "err", cause)
+	e.report("log replay", fmt.Errorf("log %s was moved to %s: %w", filepath.Base(dir), aside, cause))
+	return nil
+}
+
+// close lets go of the data path.
+func (e *Engine) close() {
+	if e.data == nil {
+		return
+	}
+	e.closeLogs()
+	if err := e.data.bucket.Close(); err != nil {
+		e.logger.Warn("closing the bucket failed", "err", err)
+	}
+	e.data.lock.release()
+}
+
+// dropAll forgets what a failed attempt to open had found.
+func (e *Engine) dropAll() {
+	e.mu.Lock()
+	generations := e.generations
+	e.generations, e.local = nil, nil
+	e.mu.Unlock()
+	for _, g := range generations {
+		if g.log != nil {
+			_ = g.log.Close()
+		}
+	}
+	e.set.Replace(e.set.Sources(), nil)
+}
+
+var _ serving.Source = (*generationSource)(nil)

@@ -1,0 +1,219 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/merge"
+	"github.com/millrace/millrace/pkg/serving"
+	"github.com/millrace/millrace/pkg/wal"
+)
+
+// sealOnSchedule rotates the active generation at multiples of the seal interval and when it is full.
+func (e *Engine) sealOnSchedule(ctx context.Context) {
+	for {
+		now := time.Now()
+		t := time.NewTimer(now.Truncate(e.cfg.Speed.SealInterval).Add(e.cfg.Speed.SealInterval).Sub(now))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		case <-e.data.full:
+			t.Stop()
+			if g := e.activeGeneration(); g == nil || !e.data.sealNow.Swap(false) && g.mem.Stats().Bytes <= e.cfg.Speed.SealBytes {
+				continue // an older token
+			}
+		}
+		err := e.rotate()
+		e.report("seal", err)
+		if err != nil {
+			sleep(ctx, time.Second)
+		}
+	}
+}
+
+// rotate seals the active generation and puts an empty one in its place. Writes wait only for the swap of a pointer.
+func (e *Engine) rotate() error {
+	e.rotating.Lock()
+	defer e.rotating.Unlock()
+	old := e.activeGeneration()
+	if old == nil {
+		return errStopping
+	}
+	next, err := e.newGeneration(old.Number+1, old.mem)
+	if err != nil {
+		return err
+	}
+	e.publish(next)
+	e.accept.Lock()
+	stopped := e.active == nil
+	if !stopped {
+		e.active = next
+	}
+	e.accept.Unlock()
+	if stopped {
+		return errors.Join(errStopping, next.log.Close())
+	}
+	old.inflight.Wait()
+	old.mem.Seal()
+	e.mu.Lock()
+	old.sealed = true
+	e.mu.Unlock()
+	if err := old.log.Close(); err != nil {
+		e.logger.Warn("closing the log of a sealed generation failed", "generation", old.Number, "err", err)
+	}
+	e.logger.Info("sealed a generation", "generation", old.Number, "series", old.mem.Stats().Series, "samples", old.mem.Stats().Samples)
+	signal(e.sealed)
+	return nil
+}
+
+// publish makes a generation visible to queries.
+func (e *Engine) publish(g *generation) {
+	e.set.Replace(nil, []serving.Entry{{Source: g.source}})
+	e.mu.Lock()
+	e.generations = append(e.generations, g)
+	e.mu.Unlock()
+}
+
+func (e *Engine) activeGeneration() *generation {
+	e.accept.Lock()
+	defer e.accept.Unlock()
+	return e.active
+}
+
+// flushSealed writes sealed generations to local blocks, oldest first.
+func (e *Engine) flushSealed(ctx context.Context) {
+	for {
+		g := e.oldestSealed()
+		if g == nil || ctx.Err() != nil {
+			e.report("flush", nil)
+			return
+		}
+		began := time.Now()
+		blocks, err := e.flush(ctx, g)
+		if err != nil {
+			if ctx.Err() == nil {
+				e.metrics.flushFailures.Inc()
+				e.report("flush", fmt.Errorf("write generation %d to blocks: %w", g.Number, err))
+			}
+			return // tried again at the next tick; log and memory stay
+		}
+		e.metrics.flushSeconds.Observe(time.Since(began).Seconds())
+		e.logger.Info("wrote a generation to local blocks", "generation", g.Number, "blocks", len(blocks), "took", time.Since(began))
+		signal(e.uploadable)
+	}
+}
+
+func (e *Engine) oldestSealed() *generation {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, g := range e.generations {
+		if g.sealed {
+			return g
+		}
+	}
+	return nil
+}
+
+// flush writes a sealed generation's blocks, lets them take its place in one step, and only then gives up log and memory.
+func (e *Engine) flush(ctx context.Context, g *generation) ([]*localBlock, error) {
+	if err := e.metadata.save(e.data.path); err != nil {
+		return nil, err
+	}
+	blocks, err := e.writeBlocks(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.dropLog(g); err != nil {
+		closeAll(blocks)
+		return nil, fmt.Errorf("remove log: %w", err)
+	}
+	var added []serving.Entry
+	for _, b := range blocks {
+		added = append(added, b.entry())
+	}
+	e.set.Replace([]serving.Source{g.source}, added)
+	e.mu.Lock()
+	e.generations = without(e.generations, g)
+	e.local = append(e.local, blocks...)
+	e.mu.Unlock()
+	e.measureDisk()
+	return blocks, nil
+}
+
+// dropLog removes a log that is no longer needed. One that was damaged is kept aside: what could not be read may be worth a look.
+func (e *Engine) dropLog(g *generation) error {
+	if g.damaged {
+		return e.quarantine(g.dir, errDamaged)
+	}
+	return wal.Remove(g.dir)
+}
+
+var errDamaged = errors.New("parts of the log were damaged; what could be read is in blocks")
+
+func (e *Engine) writeBlocks(ctx context.Context, g *generation) ([]*localBlock, error) {
+	stats := g.mem.Stats()
+	if stats.Samples == 0 {
+		return nil, nil
+	}
+	var blocks []*localBlock
+	for _, w := range g.windows(stats.MinTime, stats.MaxTime) {
+		b, err := e.writeBlock(ctx, g, w)
+		if errors.Is(err, block.ErrEmpty) {
+			continue
+		}
+		if err != nil {
+			closeAll(blocks)
+			return nil, fmt.Errorf("window from %d: %w", w.from, err)
+		}
+		blocks = append(blocks, b)
+	}
+	return blocks, nil
+}
+
+func (e *Engine) writeBlock(ctx context.Context, g *generation, w window) (*localBlock, error) {
+	dir := filepath.Join(e.data.path, blocksDir)
+	// What an attempt before this one left behind is not trusted.
+	if err := os.RemoveAll(filepath.Join(dir, w.id.String())); err != nil {
+		return nil, err
+	}
+	var m block.Meta
+	m.ULID, m.MinTime, m.MaxTime = w.id, w.from, w.to
+	m.Thanos.Labels = e.cfg.Storage.externalLabels()
+	m.SetExtension(0, g.Number, g.Number)
+	if _, err := block.Write(ctx, dir, m, []block.Input{g.mem}, block.WriteOptions{Encode: merge.EncodeOptions{StartTimestamps: e.cfg.Storage.StartTimestamps}}); err != nil {
+		return nil, err
+	}
+	return openLocalBlock(filepath.Join(dir, w.id.String()))
+}
+
+func closeAll(blocks []*localBlock) {
+	for _, b := range blocks {
+		_ = b.Close()
+	}
+}
+
+func without[T comparable](in []T, gone T) []T {
+	out := make([]T, 0, len(in))
+	for _, v := range in {
+		if v != gone {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
