@@ -75,6 +75,8 @@ func FuzzXORWriter(f *testing.F) {
 			in = append(in, tv{at, math.Float64frombits(binary.LittleEndian.Uint64(raw[8:]))})
 			raw = raw[16:]
 		}
-		requireSameXOR(t, &xorWriter{}, in)
+		if len(in) > 0 {
+			requireSameXOR(t, &xorWriter{}, in)
+		}
 	})
 }
