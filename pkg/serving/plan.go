@@ -79,8 +79,8 @@ type steps struct {
 	interval int64 // ms
 }
 
-// value is what the evaluation of a part yields.
-type value struct {
+// yield is what the evaluation of a part results in.
+type yield struct {
 	points  int64     // of each series
 	demands []*demand // of the selectors whose series are in it; none after an aggregation
 	label   int64     // bound of the bytes of a label's value
@@ -116,12 +116,12 @@ func (p *plan) tooMany(what string, s steps) error {
 }
 
 // eval plans one part of the expression.
-func (p *plan) eval(expr parser.Expr, s steps) (value, error) {
+func (p *plan) eval(expr parser.Expr, s steps) (yield, error) {
 	switch e := expr.(type) {
 	case *parser.NumberLiteral:
 		return p.constant(s), nil
 	case *parser.StringLiteral:
-		return value{points: 1, label: int64(len(e.Val))}, nil
+		return yield{points: 1, label: int64(len(e.Val))}, nil
 	case *parser.VectorSelector:
 		return p.selector(e, &demand{points: s.n, window: p.lookback}), nil
 	case *parser.MatrixSelector:
@@ -141,37 +141,37 @@ func (p *plan) eval(expr parser.Expr, s steps) (value, error) {
 		case *parser.MatrixSelector, *parser.SubqueryExpr:
 			return v, err
 		}
-		return p.hold(value{label: v.label}, s.n, v), err
+		return p.hold(yield{label: v.label}, s.n, v), err
 	case *parser.AggregateExpr:
 		return p.aggregate(e, s)
 	case *parser.BinaryExpr:
 		lhs, err := p.eval(e.LHS, s)
 		if err != nil {
-			return value{}, err
+			return yield{}, err
 		}
 		rhs, err := p.eval(e.RHS, s)
-		return p.hold(value{}, s.n, lhs, rhs), err
+		return p.hold(yield{}, s.n, lhs, rhs), err
 	case *parser.Call:
 		return p.call(e, s)
 	}
-	return value{points: s.n}, nil
+	return yield{points: s.n}, nil
 }
 
 // constant is one series without a selector.
-func (p *plan) constant(s steps) value {
+func (p *plan) constant(s steps) yield {
 	p.static += s.n * pointSize
-	return value{points: s.n}
+	return yield{points: s.n}
 }
 
-func (p *plan) selector(vs *parser.VectorSelector, d *demand) value {
+func (p *plan) selector(vs *parser.VectorSelector, d *demand) yield {
 	if len(vs.LabelMatchers) > 0 {
 		p.demands[vs.LabelMatchers[0]] = d
 	}
-	return value{points: d.points, demands: []*demand{d}, label: storedLabel}
+	return yield{points: d.points, demands: []*demand{d}, label: storedLabel}
 }
 
 // hold is a part that has its inputs and n points of output at the same time.
-func (p *plan) hold(out value, n int64, inputs ...value) value {
+func (p *plan) hold(out yield, n int64, inputs ...yield) yield {
 	out.points = n
 	for _, in := range inputs {
 		for _, d := range in.demands {
@@ -187,35 +187,35 @@ func (p *plan) hold(out value, n int64, inputs ...value) value {
 }
 
 // aggregate ends the demand of what is below it, unless it makes series of values.
-func (p *plan) aggregate(e *parser.AggregateExpr, s steps) (value, error) {
+func (p *plan) aggregate(e *parser.AggregateExpr, s steps) (yield, error) {
 	if e.Param != nil {
 		if _, err := p.eval(e.Param, s); err != nil {
-			return value{}, err
+			return yield{}, err
 		}
 	}
 	in, err := p.eval(e.Expr, s)
 	if err != nil {
-		return value{}, err
+		return yield{}, err
 	}
 	if e.Op == parser.COUNT_VALUES {
-		return p.hold(value{}, s.n, in), nil
+		return p.hold(yield{}, s.n, in), nil
 	}
 	p.static += s.n * pointSize
-	return value{points: s.n, label: in.label}, nil
+	return yield{points: s.n, label: in.label}, nil
 }
 
 // child plans the inside of a subquery, which is evaluated over the whole range of what is around it.
-func (p *plan) child(e *parser.SubqueryExpr, s steps) (value, steps, error) {
+func (p *plan) child(e *parser.SubqueryExpr, s steps) (yield, steps, error) {
 	c := steps{interval: e.Step.Milliseconds()}
 	if e.Step == 0 {
 		c.interval = p.subquery(e.Range.Milliseconds())
 	}
 	if c.interval <= 0 {
-		return value{}, c, fmt.Errorf("subquery %s: its step must be at least 1ms", shorten(e.String()))
+		return yield{}, c, fmt.Errorf("subquery %s: its step must be at least 1ms", shorten(e.String()))
 	}
 	c.n = ((s.n-1)*s.interval+e.Range.Milliseconds())/c.interval + 1
 	if c.n > p.maxSamples {
-		return value{}, c, p.tooMany("subquery "+shorten(e.String()), c)
+		return yield{}, c, p.tooMany("subquery "+shorten(e.String()), c)
 	}
 	p.static += c.n * stepBookkeeping
 	v, err := p.eval(e.Expr, c)
@@ -223,8 +223,8 @@ func (p *plan) child(e *parser.SubqueryExpr, s steps) (value, steps, error) {
 }
 
 // call plans a function.
-func (p *plan) call(e *parser.Call, s steps) (value, error) {
-	var inputs []value
+func (p *plan) call(e *parser.Call, s steps) (yield, error) {
+	var inputs []yield
 	for i, arg := range e.Args {
 		switch a := arg.(type) {
 		case *parser.MatrixSelector:
@@ -235,10 +235,10 @@ func (p *plan) call(e *parser.Call, s steps) (value, error) {
 		case *parser.SubqueryExpr:
 			v, c, err := p.child(a, s)
 			if err != nil {
-				return value{}, err
+				return yield{}, err
 			}
 			if work := float64(s.n) * float64(a.Range.Milliseconds()/c.interval+1); work > float64(p.maxSamples)*maxWork {
-				return value{}, &TooManySamplesError{fmt.Sprintf("%s looks at %.0f samples of each series, more than %d times --query.max-samples", shorten(e.String()), work, maxWork)}
+				return yield{}, &TooManySamplesError{fmt.Sprintf("%s looks at %.0f samples of each series, more than %d times --query.max-samples", shorten(e.String()), work, maxWork)}
 			}
 			inputs = append(inputs, v)
 		default:
@@ -247,7 +247,7 @@ func (p *plan) call(e *parser.Call, s steps) (value, error) {
 			}
 			v, err := p.eval(arg, s)
 			if err != nil {
-				return value{}, err
+				return yield{}, err
 			}
 			inputs = append(inputs, v)
 		}
@@ -255,9 +255,9 @@ func (p *plan) call(e *parser.Call, s steps) (value, error) {
 	switch e.Func.Name {
 	case "scalar", "absent", "absent_over_time":
 		// One series comes out.
-		out := p.hold(value{}, s.n, inputs...)
+		out := p.hold(yield{}, s.n, inputs...)
 		p.static += s.n * pointSize
-		return value{points: s.n, label: out.label}, nil
+		return yield{points: s.n, label: out.label}, nil
 	case "timestamp":
 		if _, ok := e.Args[0].(*parser.VectorSelector); ok {
 			return inputs[0], nil
@@ -265,7 +265,7 @@ func (p *plan) call(e *parser.Call, s steps) (value, error) {
 	case "label_replace", "label_join":
 		return p.relabel(e, inputs)
 	}
-	out := p.hold(value{}, s.n, inputs...)
+	out := p.hold(yield{}, s.n, inputs...)
 	if len(inputs) == 0 {
 		return p.constant(s), nil
 	}
@@ -273,7 +273,7 @@ func (p *plan) call(e *parser.Call, s steps) (value, error) {
 }
 
 // relabel bounds the length of the labels that label_replace and label_join make. The points stay where they are.
-func (*plan) relabel(e *parser.Call, inputs []value) (value, error) {
+func (*plan) relabel(e *parser.Call, inputs []yield) (yield, error) {
 	out := inputs[0]
 	grown := int64(0)
 	if e.Func.Name == "label_replace" {

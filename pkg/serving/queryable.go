@@ -231,6 +231,7 @@ func (q *querier) selectGroups(ctx context.Context, sorted bool, hints *storage.
 		sel.limit = hints.Limit
 	}
 	own.Start, own.End = mint, maxt
+	own.DisableTrimming = true // merging looks at whole chunks anyway
 	if ext.any() {
 		own.Limit = 0
 	}
@@ -322,7 +323,11 @@ func (s *seriesSet) Next() bool {
 	if s.err = s.estimate.charge(s.b, lset, parts); s.err != nil {
 		return false
 	}
-	s.cur = &series{lset: lset, Series: merge.Series(s.keep(parts)...)}
+	if len(parts) == 1 {
+		s.cur = &plainSeries{lset: lset, part: parts[0]}
+	} else {
+		s.cur = &series{lset: lset, Series: merge.Series(s.keep(parts)...)}
+	}
 	if s.trim {
 		s.cur = &trimmedSeries{Series: s.cur, mint: s.mint, maxt: s.maxt}
 	}
