@@ -144,7 +144,7 @@ func compareLabels(t *testing.T, want []string, get func(*storage.LabelHints) ([
 }
 
 func TestSelectLimitAndShards(t *testing.T) {
-	in := randomInput(rand.New(rand.NewPCG(12, 1)), 2500, 0, hour)
+	in := randomInput(rand.New(rand.NewPCG(12, 1)), 1200, 0, hour)
 	dir, m := writeBlock(t, in)
 	all := in.dump()
 	for kind, b := range readers(t, dir, m) {
@@ -152,7 +152,7 @@ func TestSelectLimitAndShards(t *testing.T) {
 			q, err := b.ChunkQuerier(0, hour)
 			require.NoError(t, err)
 			defer q.Close()
-			for _, limit := range []int{1, 999, 1000, 1001, 5000} {
+			for _, limit := range []int{1, 1000, 1001, 5000} {
 				got := dump(t, q.Select(t.Context(), true, &storage.SelectHints{Start: 0, End: hour, Limit: limit}, everything))
 				require.Equal(t, all[:min(limit, len(all))], got)
 			}
@@ -172,7 +172,7 @@ func TestSelectLimitAndShards(t *testing.T) {
 
 // TestResultsOutliveTheirBatch keeps all series of a select before it looks at any, as the PromQL engine does.
 func TestResultsOutliveTheirBatch(t *testing.T) {
-	in := randomInput(rand.New(rand.NewPCG(13, 1)), 2200, 0, hour)
+	in := randomInput(rand.New(rand.NewPCG(13, 1)), 1200, 0, hour)
 	dir, m := writeBlock(t, in)
 	for kind, b := range readers(t, dir, m) {
 		t.Run(kind, func(t *testing.T) {

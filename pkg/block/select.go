@@ -40,6 +40,7 @@ type seriesSet struct {
 	ix       *indexReader
 	postings index.Postings
 	builder  labels.ScratchBuilder
+	decoded  []chunks.Meta // reused from series to series
 	entries  []seriesEntry // read, but without chunks yet
 	ready    []storage.ChunkSeries
 	cur      storage.ChunkSeries
@@ -153,10 +154,10 @@ func (s *seriesSet) readEntries() (more bool, err error) {
 
 // decodeEntry decodes a series entry; ok is false if the series has nothing in range or belongs to another shard.
 func (s *seriesSet) decodeEntry(b []byte) (e seriesEntry, ok bool, err error) {
-	var all []chunks.Meta
-	if err := s.ix.decode(b, &s.builder, &all); err != nil {
+	if err := s.ix.decode(b, &s.builder, &s.decoded); err != nil {
 		return e, false, err
 	}
+	all := s.decoded
 	inRange := func(m chunks.Meta) bool { return m.OverlapsClosedInterval(s.mint, s.maxt) }
 	first := slices.IndexFunc(all, inRange)
 	if first < 0 {
@@ -169,7 +170,14 @@ func (s *seriesSet) decodeEntry(b []byte) (e seriesEntry, ok bool, err error) {
 	if s.labelsOnly {
 		return e, true, nil
 	}
-	for i := first; i < len(all); i++ {
+	n := 0
+	for _, c := range all[first:] {
+		if inRange(c) {
+			n++
+		}
+	}
+	e.chks, e.ends = make([]chunks.Meta, 0, n), make([]chunks.ChunkRef, 0, n)
+	for i := first; len(e.chks) < n; i++ {
 		if !inRange(all[i]) {
 			continue
 		}
@@ -217,36 +225,47 @@ func (s *seriesSet) guess(e *seriesEntry, i int) int64 {
 // unpackRef returns the number of the segment and the offset in it that a reference to a chunk is made of.
 func unpackRef(ref chunks.ChunkRef) (segment, off int64) { return int64(ref >> 32), int64(uint32(ref)) }
 
-// loadChunks fills in the chunks of a batch, segment by segment.
+// wanted is a chunk to load, and how much to read for it.
+type wanted struct {
+	meta  *chunks.Meta
+	guess int64
+}
+
+// loadChunks fills in the chunks of a batch, segment by segment: they lie in the order of their references.
 func (s *seriesSet) loadChunks(batch []seriesEntry) error {
-	bySegment := map[int64][]*chunks.Meta{}
-	guesses := map[*chunks.Meta]int64{}
+	var all []wanted
 	for n := range batch {
 		for i := range batch[n].chks {
-			m := &batch[n].chks[i]
-			segment, _ := unpackRef(m.Ref)
-			bySegment[segment] = append(bySegment[segment], m)
-			guesses[m] = s.guess(&batch[n], i)
+			all = append(all, wanted{meta: &batch[n].chks[i], guess: s.guess(&batch[n], i)})
 		}
 	}
-	for segment, metas := range bySegment {
+	byRef := func(a, b wanted) int { return cmp.Compare(a.meta.Ref, b.meta.Ref) }
+	if !slices.IsSortedFunc(all, byRef) {
+		slices.SortFunc(all, byRef)
+	}
+	for len(all) > 0 {
+		segment, _ := unpackRef(all[0].meta.Ref)
+		n := slices.IndexFunc(all, func(w wanted) bool { other, _ := unpackRef(w.meta.Ref); return other != segment })
+		if n < 0 {
+			n = len(all)
+		}
 		if segment+1 >= int64(s.b.r.files()) {
 			return fmt.Errorf("%w: reference to chunk segment %d of %d", ErrCorrupt, segment, s.b.r.files()-1)
 		}
-		if err := s.loadSegment(int(segment)+1, metas, guesses); err != nil {
+		if err := s.loadSegment(int(segment)+1, all[:n]); err != nil {
 			return err
 		}
+		all = all[n:]
 	}
 	return nil
 }
 
-// loadSegment fills in chunks that are in one file.
-func (s *seriesSet) loadSegment(file int, metas []*chunks.Meta, guesses map[*chunks.Meta]int64) error {
-	slices.SortFunc(metas, func(a, b *chunks.Meta) int { return cmp.Compare(a.Ref, b.Ref) })
-	at := make([]item, len(metas))
-	for i, m := range metas {
-		_, off := unpackRef(m.Ref)
-		at[i] = item{off: off, guess: min(guesses[m], s.b.r.size(file))}
+// loadSegment fills in chunks that are in one file, sorted by reference.
+func (s *seriesSet) loadSegment(file int, chks []wanted) error {
+	at := make([]item, len(chks))
+	for i, w := range chks {
+		_, off := unpackRef(w.meta.Ref)
+		at[i] = item{off: off, guess: min(w.guess, s.b.r.size(file))}
 	}
 	loaded, err := loadItems(s.ctx, s.b.r, file, at, chunkFraming)
 	if err != nil {
@@ -257,7 +276,7 @@ func (s *seriesSet) loadSegment(file int, metas []*chunks.Meta, guesses map[*chu
 	if err != nil {
 		return err
 	}
-	for i, m := range metas {
+	for i, w := range chks {
 		content, err := loaded.content(i)
 		if err != nil {
 			return fmt.Errorf("chunk at byte %d of segment %d: %w", at[i].off, file-1, err)
@@ -267,7 +286,7 @@ func (s *seriesSet) loadSegment(file int, metas []*chunks.Meta, guesses map[*chu
 			slab = append(slab, content...)
 			content = slab[start:len(slab):len(slab)]
 		}
-		if m.Chunk, err = chunkenc.FromData(chunkenc.Encoding(content[0]), content[1:]); err != nil {
+		if w.meta.Chunk, err = chunkenc.FromData(chunkenc.Encoding(content[0]), content[1:]); err != nil {
 			return fmt.Errorf("%w: chunk at byte %d of segment %d: %w", ErrCorrupt, at[i].off, file-1, err)
 		}
 	}

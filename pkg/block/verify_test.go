@@ -9,7 +9,11 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/prometheus/common/promslog"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/tsdb/index"
 	"github.com/stretchr/testify/require"
 	"github.com/thanos-io/objstore"
@@ -67,7 +71,7 @@ func TestOneDamagedByte(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(43, 1))
 	for name, r := range regions {
 		t.Run(name, func(t *testing.T) {
-			for range 12 {
+			for range 6 {
 				at := r.begin + rnd.IntN(r.end-r.begin)
 				object := m.ULID.String() + "/" + r.file
 				damaged := bytes.Clone(sound.Objects()[object])
@@ -187,4 +191,36 @@ func TestVerifyReportsBucketErrors(t *testing.T) {
 		require.ErrorIs(t, err, errTest, "request %d", at)
 		require.Empty(t, findings)
 	}
+}
+
+// TestBlocksOfPrometheus reads what Prometheus has written, without any section of ours or Thanos's.
+func TestBlocksOfPrometheus(t *testing.T) {
+	var series []storage.Series
+	for i := range 50 {
+		series = append(series, storage.NewListSeries(
+			labels.FromStrings("__name__", "m", "i", fmt.Sprint(i)),
+			[]chunks.Sample{modelSample{sample{t: 1000, v: 1}}, modelSample{sample{t: 2000, v: 2}}}))
+	}
+	dir, err := tsdb.CreateBlock(series, t.TempDir(), hour, promslog.NewNopLogger())
+	require.NoError(t, err)
+	want := prometheusDump(t, dir, 0, hour, everything)
+	b := openLocal(t, dir)
+	require.Len(t, want, 50)
+	require.Equal(t, want, dumpAll(t, b))
+
+	files, err := NewDirBucket(filepath.Dir(dir))
+	require.NoError(t, err)
+	bkt := objstore.NewInMemBucket()
+	copyObjects(t, files, bkt)
+	id := b.Meta().ULID
+	findings, err := Verify(t.Context(), bkt, id)
+	require.NoError(t, err)
+	require.Empty(t, findings)
+	remote, err := OpenBucket(t.Context(), bkt, id, nil)
+	require.NoError(t, err)
+	require.Equal(t, want, dumpAll(t, remote))
+
+	compacted, err := Write(t.Context(), t.TempDir(), testMeta(t, 0, hour, 1, 0, 1), []Input{remote}, WriteOptions{})
+	require.NoError(t, err)
+	require.Contains(t, compacted.Compaction.Sources, id)
 }
