@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/millrace/millrace/pkg/engine"
 	"github.com/millrace/millrace/pkg/plugin"
+	"github.com/millrace/millrace/pkg/promapi"
 	"github.com/millrace/millrace/pkg/serving"
 )
 
@@ -38,26 +40,39 @@ func options(environ []string) plugin.Options {
 	}
 	allowed, err := plugin.ParseOrgs(orgs)
 	if err != nil {
-		return plugin.Options{Engine: plugin.NoEngine(err)}
+		return plugin.Options{Engine: plugin.NoEngine(err), Orgs: plugin.DefaultOrgs()} // somebody has to be told
 	}
 	var cfg engine.Config
 	unknown, err := cfg.ParseEnv(rest)
-	for _, key := range unknown {
+	for _, key := range slices.DeleteFunc(unknown, fromGrafana) {
 		log.DefaultLogger.Warn("a setting in grafana.ini is not known", "setting", strings.ToLower(strings.TrimPrefix(key, "GF_PLUGIN_")))
 	}
 	if err != nil {
 		return plugin.Options{Engine: plugin.NoEngine(err), Orgs: allowed}
 	}
 	logger := plugin.NewSlog(log.DefaultLogger, plugin.ParseLevel(cfg.LogLevel))
+	slog.SetDefault(logger) // libraries write there, and without it to stderr as text
 	e, err := engine.New(cfg, prometheus.DefaultRegisterer, prometheus.DefaultGatherer, logger)
 	if err != nil {
 		return plugin.Options{Engine: plugin.NoEngine(err), Orgs: allowed}
 	}
-	return plugin.Options{Engine: embedded{e}, Orgs: allowed, MaxBody: cfg.Ingest.MaxBody}
+	return plugin.Options{Engine: embedded{e, promapi.ForEngine(e)}, Orgs: allowed, MaxBody: cfg.Ingest.MaxBody}
+}
+
+// fromGrafana tells whether a variable is not a setting but something that Grafana says to every plugin, or that the SDK reads.
+func fromGrafana(key string) bool {
+	name := strings.TrimPrefix(key, "GF_PLUGIN_")
+	return name == "VERSION" || name == "PATH" || strings.HasPrefix(name, "APP_") || strings.HasPrefix(name, "PROFILING_")
 }
 
 // embedded is the engine as the plugin's handlers see it.
-type embedded struct{ *engine.Engine }
+type embedded struct {
+	*engine.Engine
+	api http.Handler
+}
+
+func (e embedded) Start()                { e.Engine.Start(e.api) }
+func (e embedded) Handler() http.Handler { return e.api }
 
 func (e embedded) State() plugin.State {
 	s := e.Engine.State()

@@ -11,6 +11,7 @@ import (
 	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
 
 	"github.com/millrace/millrace/pkg/engine"
+	"github.com/millrace/millrace/pkg/promapi"
 )
 
 // stopWithin is how long a server takes to stop at the most; systemd and Grafana are not patient.
@@ -28,7 +29,7 @@ func runServe(ctx context.Context, cfg engine.Config, stdout, stderr io.Writer) 
 	if err != nil {
 		return err
 	}
-	e.Start()
+	e.Start(promapi.ForEngine(e))
 	go welcome(ctx, e, cfg, stdout)
 	<-ctx.Done()
 	logger.Info("stopping")

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/oklog/ulid/v2"
+
 	"github.com/millrace/millrace/pkg/batch"
 )
 
@@ -53,6 +55,30 @@ func (e *Engine) RunBatch(ctx context.Context) error {
 		return err
 	}
 	return e.runJobs(ctx, true)
+}
+
+// Job is one call for batch work.
+type Job struct {
+	ID    string `json:"job"`
+	State string `json:"state"` // running or done
+}
+
+// RunBatchJob is RunBatch for callers that may not want to wait: then it returns while the work goes on, and what goes wrong with it shows in health and layers.
+func (e *Engine) RunBatchJob(ctx context.Context, wait bool) (Job, error) {
+	job := Job{ID: ulid.Make().String(), State: "done"}
+	if wait {
+		return job, e.RunBatch(ctx)
+	}
+	if p := e.State().Phase; p != Ready {
+		return Job{}, fmt.Errorf("the engine is %s", p)
+	}
+	job.State = "running"
+	e.loop("batch", func(ctx context.Context) {
+		if err := e.RunBatch(ctx); ctx.Err() == nil {
+			e.report("batch", err)
+		}
+	})
+	return job, nil
 }
 
 // awaitFlush waits until no sealed generation is left in memory.

@@ -170,7 +170,7 @@ func (e *Engine) openBucket(d *dataPath) error {
 	d.lister = block.NewLister(d.bucket)
 	d.cache = e.cache
 	d.runner, err = batch.NewRunner(batch.Options{
-		Bucket: d.bucket, Lister: d.lister, Cache: d.cache, ScratchDir: filepath.Join(d.path, scratchDir),
+		Bucket: d.bucket, Lister: d.lister, ScratchDir: filepath.Join(d.path, scratchDir),
 		Config: e.cfg.batchConfig(), Labels: e.cfg.Storage.externalLabels(), Uploaded: e.uploadedUpTo, Uploading: e.uploading,
 		Metrics: e.batchMetrics, Logger: e.logger,
 	})

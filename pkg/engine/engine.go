@@ -30,8 +30,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/prometheus/model/metadata"
 	"github.com/prometheus/prometheus/promql"
-	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/storage"
 
 	"github.com/millrace/millrace/pkg/batch"
@@ -70,10 +70,9 @@ type Engine struct {
 	set       *serving.Set
 	queryable storage.SampleAndChunkQueryable
 	queries   promql.QueryEngine
-	parser    parser.Parser
+	features  serving.Features
 	receiver  *ingest.Receiver
 	speedM    *speed.Metrics
-	handler   http.Handler
 	exemplars *exemplars
 	metadata  *metadataStore
 
@@ -128,19 +127,14 @@ func New(cfg Config, reg prometheus.Registerer, gatherer prometheus.Gatherer, lo
 		cancel()
 		return nil, err
 	}
-	e.handler, err = e.newAPI()
-	if err != nil {
-		cancel()
-		return nil, err
-	}
 	return e, nil
 }
 
-// Start opens the engine in the background.
-func (e *Engine) Start() {
+// Start opens the engine in the background, and serves api on its listener.
+func (e *Engine) Start(api http.Handler) {
 	e.loop("open", e.open)
 	if e.cfg.Web.ListenAddress != "" {
-		e.loop("listener", e.listen)
+		e.loop("listener", func(ctx context.Context) { e.listen(ctx, api) })
 	}
 }
 
@@ -158,8 +152,20 @@ func (e *Engine) State() State {
 	return State{Phase: e.phase, Progress: e.progress, Err: errors.Join(errs...)}
 }
 
-// Handler serves the HTTP API of the contract.
-func (e *Engine) Handler() http.Handler { return e.handler }
+// Receiver takes remote write requests. It refuses them, for the sender to come again, while the engine is not ready.
+func (e *Engine) Receiver() *ingest.Receiver { return e.receiver }
+
+// Features are the optional parts of PromQL that are switched on.
+func (e *Engine) Features() serving.Features { return e.features }
+
+// Gatherer gathers the engine's own metrics.
+func (e *Engine) Gatherer() prometheus.Gatherer { return e.gatherer }
+
+// Logger is where the engine logs.
+func (e *Engine) Logger() *slog.Logger { return e.logger }
+
+// Metadata returns what senders have told of their metric families.
+func (e *Engine) Metadata() map[string]metadata.Metadata { return e.metadata.families() }
 
 // QueryEngine evaluates PromQL within the engine's limits.
 func (e *Engine) QueryEngine() promql.QueryEngine { return e.queries }

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -46,7 +47,7 @@ func startEngine(t *testing.T, cfg Config) *Engine {
 	reg := prometheus.NewRegistry()
 	e, err := New(cfg, reg, reg, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	require.NoError(t, err)
-	e.Start()
+	e.Start(http.NotFoundHandler())
 	t.Cleanup(func() { stopEngine(t, e) })
 	select {
 	case <-e.Opened():

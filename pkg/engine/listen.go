@@ -15,9 +15,9 @@ import (
 const stopGrace = 500 * time.Millisecond
 
 // listen serves the API on the engine's own listener, and tries again every second while the address is taken.
-func (e *Engine) listen(ctx context.Context) {
+func (e *Engine) listen(ctx context.Context, api http.Handler) {
 	for ctx.Err() == nil {
-		err := e.serve(ctx)
+		err := e.serve(ctx, api)
 		if ctx.Err() != nil {
 			return
 		}
@@ -26,7 +26,7 @@ func (e *Engine) listen(ctx context.Context) {
 	}
 }
 
-func (e *Engine) serve(ctx context.Context) error {
+func (e *Engine) serve(ctx context.Context, api http.Handler) error {
 	if err := e.cfg.Web.validate(); err != nil {
 		return err
 	}
@@ -35,7 +35,7 @@ func (e *Engine) serve(ctx context.Context) error {
 		return fmt.Errorf("listen on %s: %w", e.cfg.Web.ListenAddress, err)
 	}
 	e.report("listener", nil)
-	srv := &http.Server{Handler: e.handler, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 1 << 20}
+	srv := &http.Server{Handler: api, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 1 << 20}
 	e.listening.Store(l.Addr())
 	stopped := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.Background(), stopGrace)

@@ -24,13 +24,13 @@ const (
 // metadataStore keeps the newest type, help text and unit of every metric family. It is saved whenever a log is about to go, so that a restart,
 // which reads the file and then replays the logs, finds all of it.
 type metadataStore struct {
-	mu       sync.RWMutex
-	families map[string]metadata.Metadata
-	changed  bool
+	mu      sync.RWMutex
+	known   map[string]metadata.Metadata
+	changed bool
 }
 
 func newMetadataStore() *metadataStore {
-	return &metadataStore{families: map[string]metadata.Metadata{}}
+	return &metadataStore{known: map[string]metadata.Metadata{}}
 }
 
 func (s *metadataStore) add(b *ingest.Batch) {
@@ -40,8 +40,8 @@ func (s *metadataStore) add(b *ingest.Batch) {
 			md.Type = model.MetricTypeUnknown
 		}
 		s.mu.RLock()
-		old, known := s.families[m.Family]
-		full := len(s.families) >= maxFamilies
+		old, known := s.known[m.Family]
+		full := len(s.known) >= maxFamilies
 		s.mu.RUnlock()
 		if known && old == md || !known && full {
 			continue
@@ -49,17 +49,17 @@ func (s *metadataStore) add(b *ingest.Batch) {
 		s.mu.Lock()
 		// The request's strings live as long as the request.
 		md.Help, md.Unit, md.Type = strings.Clone(md.Help), strings.Clone(md.Unit), model.MetricType(strings.Clone(string(md.Type)))
-		s.families[strings.Clone(m.Family)], s.changed = md, true
+		s.known[strings.Clone(m.Family)], s.changed = md, true
 		s.mu.Unlock()
 	}
 }
 
-// Families returns a copy of what is known, by name.
-func (s *metadataStore) Families() map[string]metadata.Metadata {
+// families returns a copy of what is known, by name.
+func (s *metadataStore) families() map[string]metadata.Metadata {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	out := make(map[string]metadata.Metadata, len(s.families))
-	for name, md := range s.families {
+	out := make(map[string]metadata.Metadata, len(s.known))
+	for name, md := range s.known {
 		out[name] = md
 	}
 	return out
@@ -73,7 +73,7 @@ func (s *metadataStore) save(path string) error {
 	if !changed {
 		return nil
 	}
-	raw, err := json.Marshal(s.Families())
+	raw, err := json.Marshal(s.families())
 	if err == nil {
 		err = writeFile(filepath.Join(path, metadataFile), raw)
 	}
@@ -101,7 +101,7 @@ func (s *metadataStore) load(path string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, md := range families {
-		s.families[name] = md
+		s.known[name] = md
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql"
-	"github.com/prometheus/prometheus/promql/parser"
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
@@ -25,18 +24,15 @@ func (e *Engine) openQueries(memory int64) error {
 		Horizon: e.horizon, Memory: pool, ExternalLabels: labels.FromMap(e.cfg.Storage.ExternalLabels), LookbackDelta: e.cfg.Query.LookbackDelta,
 		StartTimestamps: e.cfg.Storage.StartTimestamps, Refresh: e.syncBucket, Logger: e.logger, Registerer: e.reg,
 	})
-	features, err := parseFeatures(e.cfg.Query.Features)
-	if err != nil {
+	var err error
+	if e.features, err = serving.ParseFeatures(e.cfg.Query.Features); err != nil {
 		return fmt.Errorf("--enable-feature: %w", err)
 	}
-	e.parser = parser.NewParser(features.parser)
-	e.queries = serving.NewEngine(serving.EngineOptions{
-		PromQL: promql.EngineOpts{
-			Logger: e.logger, Reg: e.reg, MaxSamples: e.cfg.Query.MaxSamples, Timeout: e.cfg.Query.Timeout, LookbackDelta: e.cfg.Query.LookbackDelta,
-			EnableAtModifier: true, EnableNegativeOffset: true, EnablePerStepStats: features.perStepStats,
-			EnableDelayedNameRemoval: features.delayedNameRemoval, Parser: e.parser,
-		},
-		MaxConcurrency: e.cfg.Query.MaxConcurrency, Memory: pool, Refresh: e.syncBucket,
-	})
+	o := promql.EngineOpts{
+		Logger: e.logger, Reg: e.reg, MaxSamples: e.cfg.Query.MaxSamples, Timeout: e.cfg.Query.Timeout, LookbackDelta: e.cfg.Query.LookbackDelta,
+		EnableAtModifier: true, EnableNegativeOffset: true,
+	}
+	e.features.Apply(&o)
+	e.queries = serving.NewEngine(serving.EngineOptions{PromQL: o, MaxConcurrency: e.cfg.Query.MaxConcurrency, Memory: pool, Refresh: e.syncBucket})
 	return nil
 }
