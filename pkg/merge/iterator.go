@@ -264,23 +264,11 @@ func (l *limited) Seek(t int64) chunkenc.ValueType {
 }
 
 func (l *limited) check(vt chunkenc.ValueType) chunkenc.ValueType {
-	if vt == chunkenc.ValNone || l.Iterator.AtT() > l.maxt {
+	if vt == chunkenc.ValNone || l.AtT() > l.maxt {
 		l.done = true
 		return chunkenc.ValNone
 	}
 	return vt
 }
-
-// failed is an iterator without samples that reports an error.
-type failed struct {
-	chunkenc.Iterator
-	err error
-}
-
-func failedIterator(err error) chunkenc.Iterator {
-	return failed{Iterator: chunkenc.NewNopIterator(), err: err}
-}
-
-func (f failed) Err() error { return f.err }
 
 var errNoData = errors.New("chunk without data")

@@ -71,7 +71,7 @@ func readChunks(t testing.TB, it chunks.Iterator, mint, maxt int64) (metas []chu
 		cit := meta.Chunk.Iterator(nil)
 		s := read(t, cit, cit.Next())
 		require.NotEmpty(t, s)
-		require.Equal(t, meta.Chunk.NumSamples(), len(s))
+		require.Len(t, s, meta.Chunk.NumSamples())
 		require.Equal(t, meta.MinTime, s[0].t)
 		require.Equal(t, meta.MaxTime, s[len(s)-1].t)
 		require.GreaterOrEqual(t, meta.MinTime, mint)
@@ -324,6 +324,14 @@ func (b *broken) Seek(t int64) chunkenc.ValueType {
 
 func (b *broken) Err() error { return errBroken }
 
+// drain reads to the end and returns the number of samples.
+func drain(it chunkenc.Iterator) (n int) {
+	for it.Next() != chunkenc.ValNone {
+		n++
+	}
+	return n
+}
+
 func TestErrorsEndTheMerge(t *testing.T) {
 	for n := range 4 {
 		for _, seek := range []bool{false, true} {
@@ -332,8 +340,7 @@ func TestErrorsEndTheMerge(t *testing.T) {
 			if seek {
 				it.Seek(12)
 			}
-			for it.Next() != chunkenc.ValNone {
-			}
+			drain(it)
 			require.ErrorIs(t, it.Err(), errBroken)
 			require.Equal(t, chunkenc.ValNone, it.Seek(1000))
 
@@ -347,8 +354,7 @@ func TestErrorsEndTheMerge(t *testing.T) {
 	require.NoError(t, err)
 	series := listSeries(chunks.Meta{MinTime: 10, MaxTime: 30, Chunk: truncated})
 	it := Series(series, listSeries(floats(t, 5, 50))).Iterator(nil)
-	for it.Next() != chunkenc.ValNone {
-	}
+	drain(it)
 	require.Error(t, it.Err())
 	cit := Chunks([]storage.ChunkSeries{series, listSeries(floats(t, 5, 50))}, 0, 100, EncodeOptions{})
 	for cit.Next() {

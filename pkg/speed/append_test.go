@@ -182,34 +182,38 @@ func stringOf(ls labels.Labels) uintptr {
 	return uintptr(unsafe.Pointer(p))
 }
 
+func find(t *testing.T, g *Generation, name, value string) labels.Labels {
+	t.Helper()
+	q, err := g.ChunkQuerier(minTime, maxTime)
+	require.NoError(t, err)
+	set := q.Select(ctx, false, nil, labels.MustNewMatcher(labels.MatchEqual, name, value))
+	require.True(t, set.Next())
+	return set.At().Labels()
+}
+
 func TestLabelsAreHandedOver(t *testing.T) {
-	old := NewGeneration(Options{Number: 1, Shards: 2})
-	old.Append(0, batch(in(series1, sample{t: 1}), in(lset("other", "1"), sample{t: 1})))
-	old.Seal()
-	g := NewGeneration(Options{Number: 2, Previous: old})
-	stats := g.Append(0, batch(in(series1, sample{t: 2}), in(lset("new", "1"), sample{t: 2})))
-	require.Equal(t, 2, stats.Created)
-	require.Equal(t, 1, stats.HandedOver)
-	find := func(g *Generation) labels.Labels {
-		q, err := g.ChunkQuerier(minTime, maxTime)
-		require.NoError(t, err)
-		set := q.Select(ctx, false, nil, labels.MustNewMatcher(labels.MatchEqual, "a", "b"))
-		require.True(t, set.Next())
-		return set.At().Labels()
-	}
-	require.Equal(t, stringOf(find(old)), stringOf(find(g)), "the same string")
+	// In a function, so that the old generation is out of sight when it returns.
+	g, samples, registry := func() (*Generation, weak.Pointer[Generation], weak.Pointer[registry]) {
+		old := NewGeneration(Options{Number: 1, Shards: 2})
+		old.Append(0, batch(in(series1, sample{t: 1}), in(lset("other", "1"), sample{t: 1})))
+		old.Seal()
+		g := NewGeneration(Options{Number: 2, Previous: old})
+		stats := g.Append(0, batch(in(series1, sample{t: 2}), in(lset("new", "1"), sample{t: 2})))
+		require.Equal(t, 2, stats.Created)
+		require.Equal(t, 1, stats.HandedOver)
+		require.Equal(t, stringOf(find(t, old, "a", "b")), stringOf(find(t, g, "a", "b")), "the same string")
+		return g, weak.Make(old), weak.Make(old.regs.regs[0])
+	}()
 	require.EqualValues(t, 2, g.Number())
 
 	// Neither the old generation's samples nor, once the new one is sealed, its registry are kept alive.
-	samples, registry := weak.Make(old), weak.Make(old.regs.regs[0])
-	old = nil
 	runtime.GC()
 	require.Nil(t, samples.Value())
 	require.NotNil(t, registry.Value())
 	g.Seal()
 	runtime.GC()
 	require.Nil(t, registry.Value())
-	require.Equal(t, "b", find(g).Get("a"))
+	require.Equal(t, "b", find(t, g, "a", "b").Get("a"))
 }
 
 func TestIndexesAreTakenInOrder(t *testing.T) {
@@ -274,25 +278,25 @@ func TestMetricsAreSharedByGenerations(t *testing.T) {
 }
 
 func TestChunksOutliveTheGeneration(t *testing.T) {
-	g := NewGeneration(Options{})
-	for i := range uint64(200) {
-		g.Append(i, batch(in(series1, sample{t: int64(i), v: float64(i)})))
-	}
-	q, err := g.ChunkQuerier(minTime, maxTime)
-	require.NoError(t, err)
-	set := q.Select(ctx, true, nil, all())
-	require.True(t, set.Next())
-	it := set.At().Iterator(nil)
-	var metas []chunks.Meta
-	for it.Next() {
-		metas = append(metas, it.At())
-	}
-	for i := uint64(200); i < 400; i++ { // What was handed out does not change.
-		g.Append(i, batch(in(series1, sample{t: int64(i), v: float64(i)})))
-	}
-	require.NoError(t, q.Close())
-	p := weak.Make(g)
-	g, q, set, it = nil, nil, nil, nil
+	metas, p := func() (metas []chunks.Meta, p weak.Pointer[Generation]) {
+		g := NewGeneration(Options{})
+		for i := range uint64(200) {
+			g.Append(i, batch(in(series1, sample{t: int64(i), v: float64(i)})))
+		}
+		q, err := g.ChunkQuerier(minTime, maxTime)
+		require.NoError(t, err)
+		set := q.Select(ctx, true, nil, all())
+		require.True(t, set.Next())
+		it := set.At().Iterator(nil)
+		for it.Next() {
+			metas = append(metas, it.At())
+		}
+		for i := uint64(200); i < 400; i++ { // What was handed out does not change.
+			g.Append(i, batch(in(series1, sample{t: int64(i), v: float64(i)})))
+		}
+		require.NoError(t, q.Close())
+		return metas, weak.Make(g)
+	}()
 	runtime.GC()
 	require.Nil(t, p.Value())
 	n := 0

@@ -86,18 +86,22 @@ func BenchmarkQuery(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/decode=%v", name, decode), func(b *testing.B) {
 				b.ReportAllocs()
 				var it chunkenc.Iterator
+				samples := 0
 				for range b.N {
 					set := q.Select(ctx, true, nil, ms...)
 					for set.Next() {
 						chks := set.At().Iterator(nil)
 						for chks.Next() {
 							if decode {
-								for it = chks.At().Chunk.Iterator(it); it.Next() != chunkenc.ValNone; {
+								it = chks.At().Chunk.Iterator(it)
+								for vt := it.Next(); vt != chunkenc.ValNone; vt = it.Next() {
+									samples++
 								}
 							}
 						}
 					}
 				}
+				b.ReportMetric(float64(samples)/float64(b.N), "samples/op")
 			})
 		}
 	}

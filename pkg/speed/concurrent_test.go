@@ -2,15 +2,14 @@ package speed
 
 import (
 	"fmt"
-	"math/rand"
 	"sync"
 	"sync/atomic"
 	"testing"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
 
 	"github.com/millrace/millrace/pkg/ingest"
 )
@@ -44,12 +43,9 @@ func TestReadersSeeWholeSamplesOfThePast(t *testing.T) {
 		next    atomic.Uint64
 		applied [requests]atomic.Bool
 		wg      sync.WaitGroup
-		stop    = make(chan struct{})
 	)
 	for range writers {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+		wg.Go(func() {
 			for index := next.Add(1) - 1; index < requests; index = next.Add(1) - 1 {
 				var b ingest.Batch
 				for i, ls := range sets {
@@ -59,64 +55,84 @@ func TestReadersSeeWholeSamplesOfThePast(t *testing.T) {
 				g.Append(index, &b)
 				applied[index].Store(true)
 			}
-		}()
+		})
 	}
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		wg.Wait()
+	}()
 	var readers sync.WaitGroup
-	for n := range 3 {
-		readers.Add(1)
-		go func() {
-			defer readers.Done()
-			r := rand.New(rand.NewSource(int64(n)))
-			for round := 0; ; round++ {
-				select {
-				case <-stop:
-					if round > 0 {
-						return
-					}
-				default:
-				}
-				known := map[int64]uint64{}
-				for index := range uint64(requests) {
-					if applied[index].Load() {
-						known[at(0, index).t] = index
-					}
-				}
-				ms := []*labels.Matcher{
-					labels.MustNewMatcher(labels.MatchEqual, "__name__", "m"),
-					labels.MustNewMatcher(labels.MatchNotRegexp, "i", "x.*"),
-				}
-				got := query(t, g, minTime, maxTime, ms[:1+r.Intn(2)]...)
-				if len(known) > 0 {
-					require.Len(t, got, series) //nolint:testifylint // The test ends here, whoever notices.
-				}
-				for i, ls := range sets {
-					found := map[int64]bool{}
-					for _, s := range got[ls.String()] {
-						found[s.t] = true
-						if s.h == nil && s.v != float64(s.t) {
-							assert.InDelta(t, s.t, s.v, 0)
-						}
-					}
-					for x, index := range known {
-						if !found[x] {
-							assert.Fail(t, "a sample is missing", "series %d lacks index %d", i, index)
-						}
-					}
-				}
-				q, err := g.ChunkQuerier(minTime, maxTime)
-				assert.NoError(t, err)
-				values, _, err := q.LabelValues(ctx, "new", nil, labels.MustNewMatcher(labels.MatchNotEqual, "new", ""))
-				assert.NoError(t, err)
-				assert.GreaterOrEqual(t, len(values), len(known))
-				for it := g.Symbols(); it.Next(); {
+	for range 2 { // These are there for the race detector, and to be in the way.
+		readers.Go(func() {
+			for !isClosed(finished) {
+				readAll(g)
+			}
+		})
+	}
+	byName := labels.MustNewMatcher(labels.MatchEqual, "__name__", "m")
+	not := labels.MustNewMatcher(labels.MatchNotRegexp, "i", "x.*")
+	for last := false; !last; {
+		last = isClosed(finished)
+		known := map[int64]uint64{}
+		for index := range uint64(requests) {
+			if applied[index].Load() {
+				known[at(0, index).t] = index
+			}
+		}
+		got := query(t, g, minTime, maxTime, byName, not)
+		if len(known) > 0 {
+			require.Len(t, got, series)
+		}
+		for i, ls := range sets {
+			found := map[int64]bool{}
+			for _, s := range got[ls.String()] {
+				found[s.t] = true
+				if s.h == nil && s.v != float64(s.t) {
+					require.InDelta(t, s.t, s.v, 0)
 				}
 			}
-		}()
+			for x, index := range known {
+				if !found[x] {
+					require.Fail(t, "a sample is missing", "series %d lacks index %d", i, index)
+				}
+			}
+		}
+		q, err := g.ChunkQuerier(minTime, maxTime)
+		require.NoError(t, err)
+		values, _, err := q.LabelValues(ctx, "new", nil, labels.MustNewMatcher(labels.MatchNotEqual, "new", ""))
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, len(values), len(known))
 	}
-	wg.Wait()
-	close(stop)
 	readers.Wait()
 	require.EqualValues(t, requests+series, g.Stats().Series)
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// readAll reads everything that a generation can be asked for and returns the number of things that there were.
+func readAll(g *Generation) (n int) {
+	q, _ := g.ChunkQuerier(minTime, maxTime)
+	for set := q.Select(ctx, true, nil, all()); set.Next(); {
+		for it := set.At().Iterator(nil); it.Next(); {
+			cit := it.At().Chunk.Iterator(nil)
+			for vt := cit.Next(); vt != chunkenc.ValNone; vt = cit.Next() {
+				n++
+			}
+		}
+	}
+	names, _, _ := q.LabelNames(ctx, nil, all())
+	for it := g.Symbols(); it.Next(); {
+		n++
+	}
+	return n + len(names) + int(g.Stats().Samples)
 }
 
 // TestGenerationsOverlap writes to a generation and to its successor at once, as between a switch and a seal.
@@ -126,15 +142,13 @@ func TestGenerationsOverlap(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, gen := range []*Generation{old, g} {
 		for index := range uint64(100) {
-			wg.Add(1)
-			go func() {
-				defer wg.Done()
+			wg.Go(func() {
 				var b ingest.Batch
 				for i := range 50 {
 					b.Series = append(b.Series, in(lset("i", fmt.Sprint(i+int(index)/2)), sample{t: int64(index), v: 1}))
 				}
 				gen.Append(index, &b)
-			}()
+			})
 		}
 	}
 	wg.Wait()

@@ -167,9 +167,25 @@ func (g *Generation) account(before, w *writer) {
 	add(&g.late, w.Late-before.Late)
 	add(&g.duplicates, w.Duplicates-before.Duplicates)
 	add(&g.bytes, w.bytes-before.bytes)
-	for old := g.minTime.Load(); w.MinTime < old && !g.minTime.CompareAndSwap(old, w.MinTime); old = g.minTime.Load() {
+	lower(&g.minTime, w.MinTime)
+	raise(&g.maxTime, w.MaxTime)
+}
+
+// lower makes a at most n.
+func lower(a *atomic.Int64, n int64) {
+	for {
+		if old := a.Load(); n >= old || a.CompareAndSwap(old, n) {
+			return
+		}
 	}
-	for old := g.maxTime.Load(); w.MaxTime > old && !g.maxTime.CompareAndSwap(old, w.MaxTime); old = g.maxTime.Load() {
+}
+
+// raise makes a at least n.
+func raise(a *atomic.Int64, n int64) {
+	for {
+		if old := a.Load(); n <= old || a.CompareAndSwap(old, n) {
+			return
+		}
 	}
 }
 

@@ -185,9 +185,7 @@ func TestRandomRequestsConcurrently(t *testing.T) {
 			requests = append(requests, b)
 		}
 		for _, i := range gen.Perm(len(requests)) {
-			wg.Add(1)
-			go func() {
-				defer wg.Done()
+			wg.Go(func() {
 				if requests[i] == nil {
 					g.Skip(first + uint64(i))
 					return
@@ -200,7 +198,7 @@ func TestRandomRequestsConcurrently(t *testing.T) {
 				stats.Duplicates += s.Duplicates
 				stats.Created += s.Created
 				assert.Zero(t, s.Failed)
-			}()
+			})
 		}
 		wg.Wait()
 		g.Seal()

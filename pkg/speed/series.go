@@ -2,6 +2,7 @@ package speed
 
 import (
 	"math"
+	"slices"
 	"time"
 	"unsafe"
 
@@ -280,8 +281,8 @@ func (s *series) overlaps(mint, maxt int64) bool {
 			return true
 		}
 	}
-	for i := len(s.closed) - 1; i >= 0; i-- {
-		if s.closed[i].overlaps(mint, maxt) {
+	for _, c := range slices.Backward(s.closed) { // Most queries are about the newest.
+		if c.overlaps(mint, maxt) {
 			return true
 		}
 	}
