@@ -4,8 +4,10 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/grafana/grafana-plugin-sdk-go/backend/log"

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +31,8 @@ type layers struct {
 	Generations []generation `json:"generations"`
 	Blocks      []block      `json:"blocks"`
 	Bucket      *bucket      `json:"bucket,omitempty"`
+	// Problems are what is wrong with a server that answers, by component.
+	Problems map[string]string `json:"problems,omitempty"`
 }
 
 type generation struct {
@@ -48,6 +52,7 @@ type block struct {
 	Where   string `json:"where,omitempty"`
 }
 
+// bucket that is not reachable, and where there is no error, has not been asked yet.
 type bucket struct {
 	Reachable bool   `json:"reachable"`
 	Error     string `json:"error,omitempty"`
@@ -83,19 +88,28 @@ func readLayers(ctx context.Context, api http.Handler) (*layers, error) {
 	return &wrapped.layers, nil
 }
 
-// newest is the time of the newest sample, in milliseconds; ok is false when there is none.
-func (l *layers) newest() (t int64, ok bool) {
+// newest tells how old the newest sample is. Blocks know only the window that they cover.
+func (l *layers) newest(now time.Time) string {
+	var sample, window int64
+	var inMemory bool
 	for _, g := range l.Generations {
-		if g.Samples > 0 && (!ok || g.MaxTime > t) {
-			t, ok = g.MaxTime, true
+		if g.Samples > 0 {
+			sample, inMemory = max(sample, g.MaxTime), true
 		}
+	}
+	if inMemory {
+		return "newest sample " + ageText(now.Sub(time.UnixMilli(sample)))
 	}
 	for _, b := range l.Blocks {
-		if !ok || b.MaxTime > t {
-			t, ok = b.MaxTime, true
-		}
+		window = max(window, b.MaxTime)
 	}
-	return t, ok
+	switch {
+	case len(l.Blocks) == 0:
+		return "no samples yet"
+	case now.Before(time.UnixMilli(window)):
+		return "newest sample in a block of the current window"
+	}
+	return "newest sample at least " + ageText(now.Sub(time.UnixMilli(window)))
 }
 
 // series is how many series the busiest part holds: parts overlap, so that there are at least so many.
@@ -123,10 +137,23 @@ func (d *datasource) CheckHealth(ctx context.Context, req *backend.CheckHealthRe
 	if report.problem != nil {
 		return unhealthy(report, fmt.Errorf("%s But: %w", text, report.problem))
 	}
-	if l := report.Layers; l != nil && l.Bucket != nil && !l.Bucket.Reachable {
-		return unhealthy(report, fmt.Errorf("%s But the bucket cannot be reached: %s", text, l.Bucket.Error))
+	if l := report.Layers; l != nil {
+		if l.Bucket != nil && !l.Bucket.Reachable && l.Bucket.Error != "" {
+			return unhealthy(report, fmt.Errorf("%s But the bucket cannot be reached: %s", text, l.Bucket.Error))
+		}
+		if len(l.Problems) > 0 {
+			return unhealthy(report, fmt.Errorf("%s But: %s", text, problemsText(l.Problems)))
+		}
 	}
 	return healthResult(backend.HealthStatusOk, text, report)
+}
+
+func problemsText(problems map[string]string) string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(problems)) {
+		out = append(out, name+": "+problems[name])
+	}
+	return strings.Join(out, "; ")
 }
 
 func unhealthy(r healthReport, err error) (*backend.CheckHealthResult, error) {
@@ -159,11 +186,7 @@ func (r healthReport) summary(now time.Time) string {
 	if n := l.series(); n > 0 {
 		parts = append(parts, fmt.Sprintf("at least %d series", n))
 	}
-	if t, ok := l.newest(); ok {
-		parts = append(parts, "newest sample "+ageText(now.Sub(time.UnixMilli(t))))
-	} else {
-		parts = append(parts, "no samples yet")
-	}
+	parts = append(parts, l.newest(now))
 	if l.Bucket != nil && l.Bucket.Reachable {
 		parts = append(parts, "bucket reachable")
 	}

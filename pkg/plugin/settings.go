@@ -97,13 +97,16 @@ type Orgs struct {
 	ids map[int64]bool
 }
 
+// DefaultOrgs is organisation 1 alone.
+func DefaultOrgs() Orgs { return Orgs{ids: map[int64]bool{1: true}} }
+
 // ParseOrgs reads the setting allowed_org_ids: numbers separated by commas or spaces, or * for all. Empty means organisation 1.
 func ParseOrgs(s string) (Orgs, error) {
-	o := Orgs{ids: map[int64]bool{}}
 	fields := strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
 	if len(fields) == 0 {
-		fields = []string{"1"}
+		return DefaultOrgs(), nil
 	}
+	o := Orgs{ids: map[int64]bool{}}
 	for _, f := range fields {
 		if f == "*" {
 			o.all = true
