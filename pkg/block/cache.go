@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"math"
 	"sync"
 
 	"github.com/VictoriaMetrics/fastcache"
@@ -66,7 +67,7 @@ type cacheMetrics struct {
 func NewCache(maxBytes int64, reg prometheus.Registerer) *Cache {
 	c := &Cache{flights: make(map[pageKey]*flight)}
 	if maxBytes > 0 {
-		c.pages = fastcache.New(int(min(maxBytes, 1<<40)))
+		c.pages = fastcache.New(int(min(maxBytes, 1<<40, math.MaxInt)))
 	}
 	if reg == nil {
 		reg = prometheus.NewRegistry()

@@ -190,6 +190,12 @@ func (w *writer) symbolSources() ([]index.StringIter, error) {
 	)
 	for _, in := range w.inputs {
 		if m, ok := inputMeta(in); ok && w.contains(m) {
+			// Symbols has no context: what it waits for is read here.
+			if p, ok := in.(interface{ Preload(context.Context) error }); ok {
+				if err := p.Preload(w.ctx); err != nil {
+					return nil, err
+				}
+			}
 			its = append(its, in.Symbols())
 			continue
 		}

@@ -213,6 +213,19 @@ func TestWriteAgainReturnsTheBlock(t *testing.T) {
 	require.Equal(t, in.dump(), dumpAll(t, openLocal(t, dir)))
 }
 
+// TestWriteAfterACrash finds the folder that a process left when it was killed before the rename.
+func TestWriteAfterACrash(t *testing.T) {
+	in := randomInput(rand.New(rand.NewPCG(1, 1)), 10, 0, hour)
+	dir, m := writeBlock(t, in)
+	require.NoError(t, os.Rename(dir, dir+tmpSuffix))
+	_, err := OpenLocal(dir)
+	require.ErrorIs(t, err, ErrGone)
+	_, err = Write(t.Context(), filepath.Dir(dir), m, []Input{in}, WriteOptions{})
+	require.NoError(t, err)
+	require.Equal(t, in.dump(), dumpAll(t, openLocal(t, dir)))
+	require.NoDirExists(t, dir+tmpSuffix)
+}
+
 var errTest = errors.New("test error")
 
 // failing is an input whose series end in an error.
