@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -152,6 +153,15 @@ func (e *Engine) bucketConfig(path string) ([]byte, error) {
 
 // OpenBucket makes the bucket that a configuration in Thanos's format describes. Secrets in it do not appear in errors.
 func OpenBucket(config []byte) (objstore.Bucket, error) {
+	var c struct {
+		Type   string
+		Config struct{ Directory string }
+		Prefix string
+	}
+	// A folder is served by our own bucket, which syncs what is uploaded and maps what is read.
+	if err := yaml.Unmarshal(config, &c); err == nil && strings.EqualFold(c.Type, "FILESYSTEM") && c.Config.Directory != "" {
+		return block.NewDirBucket(filepath.Join(c.Config.Directory, filepath.FromSlash(c.Prefix)))
+	}
 	b, err := client.NewBucket(log.NewNopLogger(), config, "millrace", nil)
 	if err != nil {
 		return nil, fmt.Errorf("configure bucket: %w", err)

@@ -144,16 +144,19 @@ func (j *journal) check(t *testing.T, m *server, writer, series int, from, to in
 		at := int64(pair[0].(float64)*1000 + 0.5)
 		v, err := strconv.ParseFloat(pair[1].(string), 64)
 		require.NoError(t, err)
-		require.NotContains(t, got, at, "a sample is there twice")
+		_, twice := got[at]
+		require.False(t, twice, "the sample at %d is there twice", at)
 		got[at] = v - float64(series)
 	}
 	for at, v := range j.acknowledged {
-		require.Contains(t, got, at, "writer %d series %d: an acknowledged sample is lost", writer, series)
-		require.InDelta(t, v, got[at], 1e-9)
+		stored, ok := got[at]
+		require.True(t, ok, "writer %d series %d: the acknowledged sample at %d is lost", writer, series, at)
+		require.InDelta(t, v, stored, 1e-9)
 		delete(got, at)
 	}
 	for at, v := range got {
-		require.Contains(t, j.uncertain, at, "a sample that nobody sent")
-		require.InDelta(t, j.uncertain[at], v, 1e-9)
+		sent, ok := j.uncertain[at]
+		require.True(t, ok, "nobody sent the sample at %d", at)
+		require.InDelta(t, sent, v, 1e-9)
 	}
 }
