@@ -111,9 +111,9 @@ func (s *memorySet) Next() bool {
 }
 
 func (s *memorySet) At() storage.ChunkSeries {
-	lset := s.all[s.i].Labels()
-	return &storage.ChunkSeriesEntry{Lset: lset, ChunkIteratorFn: func(it chunks.Iterator) chunks.Iterator {
-		return storage.NewSeriesToChunkEncoder(s.all[s.i]).Iterator(it)
+	one := s.all[s.i]
+	return &storage.ChunkSeriesEntry{Lset: one.Labels(), ChunkIteratorFn: func(it chunks.Iterator) chunks.Iterator {
+		return storage.NewSeriesToChunkEncoder(one).Iterator(it)
 	}}
 }
 
@@ -270,6 +270,15 @@ func many(n int, name string, samples int) (out []*storage.SeriesEntry) {
 	values := make([]float64, samples)
 	for i := range n {
 		out = append(out, entry(metric(name, "i", fmt.Sprintf("%08d", i)), 0, values...))
+	}
+	return out
+}
+
+// spread makes series with two samples, one at 0 and one at end.
+func spread(n int, name string, end time.Duration) (out []*storage.SeriesEntry) {
+	for i := range n {
+		lset := metric(name, "i", fmt.Sprintf("%08d", i))
+		out = append(out, storage.NewListSeries(lset, []chunks.Sample{floatSample{}, floatSample{t: end.Milliseconds()}}))
 	}
 	return out
 }
