@@ -11,6 +11,8 @@ import (
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/storage"
 	v1 "github.com/prometheus/prometheus/web/api/v1"
+
+	"github.com/millrace/millrace/pkg/serving"
 )
 
 // Options is what the API serves. QueryEngine and Queryable must be set; what else is nil is answered as empty.
@@ -18,7 +20,7 @@ type Options struct {
 	QueryEngine promql.QueryEngine
 	Queryable   storage.SampleAndChunkQueryable
 	Exemplars   storage.ExemplarQueryable
-	Features    Features
+	Features    serving.Features
 
 	// Ready returns nil, or what the engine is still doing; then everything but health, metrics and layers answers 503.
 	Ready func() error
