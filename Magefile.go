@@ -51,7 +51,6 @@ func init() {
 		cfg.RootPackagePath = "./cmd/gpx_millrace"
 		cfg.EnableCGo = false
 		cfg.CustomVars = versionVars()
-		cfg.Env["GOFLAGS"] = strings.TrimSpace(os.Getenv("GOFLAGS") + " -trimpath")
 		return cfg, nil
 	}))
 }
@@ -264,7 +263,7 @@ func buildServer(out string, p platform) error {
 		flags = append(flags, fmt.Sprintf("-X '%s=%s'", name, value))
 	}
 	slices.Sort(flags) // The same flags in the same order, or the linker runs again.
-	return sh.RunWithV(env, "go", "build", "-trimpath", "-ldflags", strings.Join(flags, " "), "-o", out, "./cmd/millrace")
+	return sh.RunWithV(env, "go", "build", "-ldflags", strings.Join(flags, " "), "-o", out, "./cmd/millrace")
 }
 
 // server is where this platform's server is built.
