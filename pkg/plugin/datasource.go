@@ -11,6 +11,7 @@ import (
 	sdk "github.com/grafana/grafana-plugin-sdk-go/backend/datasource"
 	"github.com/grafana/grafana-plugin-sdk-go/backend/instancemgmt"
 	"github.com/grafana/grafana-plugin-sdk-go/backend/log"
+	"github.com/grafana/grafana-plugin-sdk-go/config"
 	"github.com/grafana/grafana-plugin-sdk-go/data"
 	"github.com/prometheus/prometheus/model/exemplar"
 	"golang.org/x/sync/errgroup"
@@ -75,7 +76,7 @@ const defaultConcurrency = 10
 // second one under its refId with the suffix -Instant.
 func (d *datasource) QueryData(ctx context.Context, req *backend.QueryDataRequest) (*backend.QueryDataResponse, error) {
 	resp := backend.NewQueryDataResponse()
-	if err := d.orgs.check(req.PluginContext.OrgID); err != nil {
+	if err := d.orgs.check(orgOf(req.PluginContext)); err != nil {
 		for _, q := range req.Queries {
 			resp.Responses[q.RefID] = errorResponse(err)
 		}
@@ -161,7 +162,7 @@ func isFromAlert(req *backend.QueryDataRequest) bool {
 	return req.Headers[backend.FromAlertHeaderName] == "true" || req.GetHTTPHeader(backend.FromAlertHeaderName) == "true"
 }
 
-func concurrency(cfg *backend.GrafanaCfg) int {
+func concurrency(cfg *config.GrafanaCfg) int {
 	if cfg == nil {
 		return defaultConcurrency
 	}

@@ -18,19 +18,29 @@ func TestDecodeAnswer(t *testing.T) {
 		name, body string
 		want       answer
 	}{
-		{"matrix", `{"status":"success","data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[[1.5,"2"],[2,"NaN"],[3,"+Inf"]]}]}}`,
-			answer{kind: parser.ValueTypeMatrix, series: []series{{labels: data.Labels{"a": "b"}, times: []time.Time{at(1500), at(2000), at(3000)}, values: []float64{2, math.NaN(), math.Inf(1)}}}}},
-		{"times do not drift", `{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[1435781451.781,"1e3"]}]}}`,
-			answer{kind: parser.ValueTypeVector, series: []series{{labels: data.Labels{}, times: []time.Time{at(1435781451781)}, values: []float64{1000}}}}},
-		{"result before its type", `{"data":{"result":[3,"4"],"resultType":"scalar"},"status":"success"}`,
-			answer{kind: parser.ValueTypeScalar, series: []series{{labels: data.Labels{}, times: []time.Time{at(3000)}, values: []float64{4}}}}},
+		{
+			"matrix", `{"status":"success","data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[[1.5,"2"],[2,"NaN"],[3,"+Inf"]]}]}}`,
+			answer{kind: parser.ValueTypeMatrix, series: []series{{labels: data.Labels{"a": "b"}, times: []time.Time{at(1500), at(2000), at(3000)}, values: []float64{2, math.NaN(), math.Inf(1)}}}},
+		},
+		{
+			"times do not drift", `{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[1435781451.781,"1e3"]}]}}`,
+			answer{kind: parser.ValueTypeVector, series: []series{{labels: data.Labels{}, times: []time.Time{at(1435781451781)}, values: []float64{1000}}}},
+		},
+		{
+			"result before its type", `{"data":{"result":[3,"4"],"resultType":"scalar"},"status":"success"}`,
+			answer{kind: parser.ValueTypeScalar, series: []series{{labels: data.Labels{}, times: []time.Time{at(3000)}, values: []float64{4}}}},
+		},
 		{"string", `{"status":"success","data":{"resultType":"string","result":[1,"text"]}}`, answer{kind: parser.ValueTypeString, text: "text", textTime: at(1000)}},
-		{"notes and unknown fields", `{"status":"success","new":{"x":[1]},"warnings":["w"],"infos":["i"],"data":{"stats":{},"resultType":"vector","result":[]}}`,
-			answer{kind: parser.ValueTypeVector, warnings: []string{"w"}, infos: []string{"i"}}},
-		{"histogram", `{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"histogram":[1,{"count":"3","sum":"1","buckets":[[3,"-1","1","2"],[0,"1","2","1"]]}]}]}}`,
+		{
+			"notes and unknown fields", `{"status":"success","new":{"x":[1]},"warnings":["w"],"infos":["i"],"data":{"stats":{},"resultType":"vector","result":[]}}`,
+			answer{kind: parser.ValueTypeVector, warnings: []string{"w"}, infos: []string{"i"}},
+		},
+		{
+			"histogram", `{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"histogram":[1,{"count":"3","sum":"1","buckets":[[3,"-1","1","2"],[0,"1","2","1"]]}]}]}}`,
 			answer{kind: parser.ValueTypeVector, series: []series{{labels: data.Labels{}, cells: cells{
 				times: []time.Time{at(1000), at(1000)}, min: []float64{-1, 1}, max: []float64{1, 2}, count: []float64{2, 1}, layout: []int8{3, 0},
-			}}}}},
+			}}}},
+		},
 		{"null result", `{"status":"success","data":{"resultType":"matrix","result":null}}`, answer{kind: parser.ValueTypeMatrix}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -92,7 +102,7 @@ func FuzzDecodeAnswer(f *testing.F) {
 
 func FuzzDecodeExemplars(f *testing.F) {
 	f.Add([]byte(`{"status":"success","data":[{"seriesLabels":{"a":"b"},"exemplars":[{"labels":{"c":"d"},"value":"1","timestamp":1.5}]}]}`))
-	f.Fuzz(func(t *testing.T, body []byte) {
+	f.Fuzz(func(_ *testing.T, body []byte) {
 		if found, err := decodeExemplars(bytes.NewReader(body)); err == nil {
 			(query{step: time.Second}).exemplarFrame(found)
 		}

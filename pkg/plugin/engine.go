@@ -72,5 +72,6 @@ func (n noEngine) Handler() http.Handler {
 
 type noStorage struct{}
 
-func (noStorage) Querier(int64, int64) (storage.Querier, error)           { return nil, errNoEngine }
+func (noStorage) Querier(int64, int64) (storage.Querier, error) { return nil, errNoEngine }
+
 func (noStorage) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error) { return nil, errNoEngine }

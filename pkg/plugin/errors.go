@@ -38,8 +38,7 @@ func badRequest(format string, args ...any) error {
 // Only what the engine got wrong by itself is the plugin's fault. A query that cannot be answered (syntax, limits, time, an engine that
 // is not ready) is downstream.
 func classify(err error, status int) *answerError {
-	var known *answerError
-	if errors.As(err, &known) {
+	if known, ok := errors.AsType[*answerError](err); ok {
 		return known
 	}
 	var (

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -23,9 +24,7 @@ func (q query) exemplarFrame(found []exemplar.QueryResult) *data.Frame {
 	for _, r := range found {
 		for _, e := range r.Exemplars {
 			l := frameLabels(r.SeriesLabels)
-			for k, v := range frameLabels(e.Labels) {
-				l[k] = v
-			}
+			maps.Copy(l, frameLabels(e.Labels))
 			for k := range l {
 				names[k] = true
 			}

@@ -126,7 +126,7 @@ func (l *layers) series() int64 {
 
 // CheckHealth implements backend.CheckHealthHandler. It says what it found, not only whether that is well.
 func (d *datasource) CheckHealth(ctx context.Context, req *backend.CheckHealthRequest) (*backend.CheckHealthResult, error) {
-	if err := d.orgs.check(req.PluginContext.OrgID); err != nil {
+	if err := d.orgs.check(orgOf(req.PluginContext)); err != nil {
 		return unhealthy(healthReport{Mode: d.settings.Mode}, err)
 	}
 	report, err := d.api.health(ctx)

@@ -103,7 +103,7 @@ func TestHealthOfAServer(t *testing.T) {
 
 func checkHealth(t *testing.T, d *datasource) *backend.CheckHealthResult {
 	t.Helper()
-	health, err := d.CheckHealth(t.Context(), &backend.CheckHealthRequest{PluginContext: backend.PluginContext{OrgID: 1}})
+	health, err := d.CheckHealth(t.Context(), &backend.CheckHealthRequest{PluginContext: inOrg(1)})
 	require.NoError(t, err)
 	return health
 }

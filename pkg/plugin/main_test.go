@@ -167,10 +167,14 @@ func both(t *testing.T, e *fakeEngine, jsonData string, test func(*testing.T, *d
 	}
 }
 
+func inOrg(id int64) backend.PluginContext {
+	return backend.PluginContext{OrgID: id} //nolint:staticcheck // as in orgOf
+}
+
 // ask sends queries, given as JSON models by refId, over the first ten minutes.
 func ask(t *testing.T, d *datasource, headers map[string]string, models map[string]string) backend.Responses {
 	t.Helper()
-	req := &backend.QueryDataRequest{PluginContext: backend.PluginContext{OrgID: 1}, Headers: headers}
+	req := &backend.QueryDataRequest{PluginContext: inOrg(1), Headers: headers}
 	for ref, m := range models {
 		req.Queries = append(req.Queries, backend.DataQuery{
 			RefID: ref, JSON: []byte(m), MaxDataPoints: 100, Interval: time.Minute,

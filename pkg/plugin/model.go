@@ -74,7 +74,7 @@ func parseQuery(q backend.DataQuery, scrapeInterval string, fromAlert bool) ([]q
 
 	// Old dashboards have neither flag, and mean a range. An alert rule wants one answer: the cheaper one.
 	wantInstant := m.Instant
-	wantRange := m.Range && !(m.Instant && fromAlert) || !m.Instant
+	wantRange := !m.Instant || (m.Range && !fromAlert)
 	var out []query
 	if wantRange {
 		r := base

@@ -37,7 +37,7 @@ func pluginMain() int {
 		time.AfterFunc(delay, func() { e.state.Store(&State{Phase: PhaseReady}) })
 		NewSlog(log.DefaultLogger, ParseLevel("info")).Warn("engine started", "delay", delay)
 	}
-	e.onStop = func(ctx context.Context) {
+	e.onStop = func(context.Context) {
 		if os.Getenv(hangInStop) != "" {
 			select {}
 		}

@@ -184,7 +184,7 @@ func (r *recorder) Write(p []byte) (int, error) {
 
 // serveResource answers one resource call on w. Its refusals are JSON as Prometheus's errors are.
 func (d *datasource) serveResource(w http.ResponseWriter, r *http.Request, req *backend.CallResourceRequest) {
-	if err := d.orgs.check(req.PluginContext.OrgID); err != nil {
+	if err := d.orgs.check(orgOf(req.PluginContext)); err != nil {
 		writeAPIError(w, http.StatusForbidden, "forbidden", err.Error())
 		return
 	}

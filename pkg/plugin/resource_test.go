@@ -18,8 +18,8 @@ import (
 // call makes a resource call as Grafana does, which gives the path decoded.
 func call(t *testing.T, d *datasource, role string, req backend.CallResourceRequest) *backend.CallResourceResponse {
 	t.Helper()
-	if req.PluginContext.OrgID == 0 {
-		req.PluginContext.OrgID = 1
+	if orgOf(req.PluginContext) == 0 {
+		req.PluginContext = inOrg(1)
 	}
 	if role != "" {
 		req.PluginContext.User = &backend.User{Role: role}
@@ -160,8 +160,15 @@ func TestPaths(t *testing.T) {
 func TestMethods(t *testing.T) {
 	bothEcho(t, `{}`, func(t *testing.T, d *datasource) {
 		for _, tc := range [][2]string{
-			{"GET", "api/v1/write"}, {"PUT", "api/v1/write"}, {"DELETE", "api/v1/series"}, {"GET", "api/v1/batch/run"}, {"POST", "api/v1/layers"},
-			{"OPTIONS", "api/v1/query"}, {"get", "api/v1/query"}, {"GET", "suggestions"}, {"", "api/v1/query"},
+			{"GET", "api/v1/write"},
+			{"PUT", "api/v1/write"},
+			{"DELETE", "api/v1/series"},
+			{"GET", "api/v1/batch/run"},
+			{"POST", "api/v1/layers"},
+			{"OPTIONS", "api/v1/query"},
+			{"get", "api/v1/query"},
+			{"GET", "suggestions"},
+			{"", "api/v1/query"},
 		} {
 			resp := call(t, d, "Admin", backend.CallResourceRequest{Method: tc[0], Path: tc[1]})
 			require.Equal(t, 405, resp.Status, "%v", tc)
@@ -175,7 +182,8 @@ func TestOrgs(t *testing.T) {
 	e := newEngine(t, goldenLoad)
 	e.handler = http.HandlerFunc(echo)
 	d := newDatasource(t, e, backend.DataSourceInstanceSettings{})
-	other := backend.PluginContext{OrgID: 2, User: &backend.User{Role: "Admin"}}
+	other := inOrg(2)
+	other.User = &backend.User{Role: "Admin"}
 
 	resp := call(t, d, "", backend.CallResourceRequest{PluginContext: other, Method: "GET", Path: "api/v1/query"})
 	require.Equal(t, 403, resp.Status)
@@ -287,7 +295,7 @@ func TestRemoteAnswers(t *testing.T) {
 			w.Header().Set("Retry-After", "5")
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}, 503, ""},
-		{"gone", func(w http.ResponseWriter, _ *http.Request) { panic(http.ErrAbortHandler) }, 502, "ask the server"},
+		{"gone", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 502, "ask the server"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			server := httptest.NewServer(tc.handler)
@@ -327,10 +335,14 @@ func TestRemoteCredentials(t *testing.T) {
 func TestSuggestions(t *testing.T) {
 	bothEcho(t, `{}`, func(t *testing.T, d *datasource) {
 		for _, tc := range []struct{ name, body, path, query string }{
-			{"names", `{"queries":["rate(b[$__rate_interval])","sum(a) / b", "not { promql"],"start":"1","end":"2","limit":10}`, "/api/v1/labels",
-				`end=2&limit=10&match%5B%5D=%7B__name__%3D%22a%22%7D&match%5B%5D=%7B__name__%3D%22b%22%7D&start=1`},
-			{"values within filters", `{"labelName":"job","queries":["up"],"scopes":[{"key":"env","operator":"equals","value":"x"}]}`, "/api/v1/label/job/values",
-				`match%5B%5D=%7B__name__%3D%22up%22%2Cenv%3D%22x%22%7D`},
+			{
+				"names", `{"queries":["rate(b[$__rate_interval])","sum(a) / b", "not { promql"],"start":"1","end":"2","limit":10}`, "/api/v1/labels",
+				`end=2&limit=10&match%5B%5D=%7B__name__%3D%22a%22%7D&match%5B%5D=%7B__name__%3D%22b%22%7D&start=1`,
+			},
+			{
+				"values within filters", `{"labelName":"job","queries":["up"],"scopes":[{"key":"env","operator":"equals","value":"x"}]}`, "/api/v1/label/job/values",
+				`match%5B%5D=%7B__name__%3D%22up%22%2Cenv%3D%22x%22%7D`,
+			},
 			{"filters alone", `{"adhocFilters":[{"key":"env","operator":"equals","value":"x"}]}`, "/api/v1/labels", `match%5B%5D=%7Benv%3D%22x%22%7D`},
 			{"nothing", `{}`, "/api/v1/labels", ``},
 		} {
@@ -386,7 +398,7 @@ func TestMisconfigured(t *testing.T) {
 				require.Equal(t, 400, int(a.Status))
 			}
 			require.Equal(t, 400, call(t, d, "", backend.CallResourceRequest{Method: "GET", Path: "api/v1/labels"}).Status)
-			health, err := d.CheckHealth(t.Context(), &backend.CheckHealthRequest{PluginContext: backend.PluginContext{OrgID: 1}})
+			health, err := d.CheckHealth(t.Context(), &backend.CheckHealthRequest{PluginContext: inOrg(1)})
 			require.NoError(t, err)
 			require.Equal(t, backend.HealthStatusError, health.Status)
 			require.Contains(t, health.Message, text)

@@ -121,6 +121,11 @@ func ParseOrgs(s string) (Orgs, error) {
 	return o, nil
 }
 
+// orgOf is the organisation in which a caller is.
+func orgOf(pc backend.PluginContext) int64 {
+	return pc.OrgID //nolint:staticcheck // the namespace that is to replace it has no agreed way back to the number that users know
+}
+
 // check returns an error that a user can act on when the organisation is not allowed.
 func (o Orgs) check(id int64) error {
 	if o.all || o.ids[id] {

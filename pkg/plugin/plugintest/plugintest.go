@@ -22,6 +22,7 @@ import (
 
 	"github.com/grafana/grafana-plugin-sdk-go/backend"
 	"github.com/grafana/grafana-plugin-sdk-go/backend/grpcplugin"
+	"github.com/grafana/grafana-plugin-sdk-go/config"
 	"github.com/grafana/grafana-plugin-sdk-go/genproto/pluginv2"
 	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
@@ -270,7 +271,8 @@ func isDir(path string) bool {
 // Context is what Grafana says about a caller and a datasource of the plugin. A role of "" is nobody.
 func Context(pluginID string, org int64, role string, settings backend.DataSourceInstanceSettings) backend.PluginContext {
 	settings.Type = pluginID
-	pc := backend.PluginContext{OrgID: org, PluginID: pluginID, DataSourceInstanceSettings: &settings, GrafanaConfig: backend.NewGrafanaCfg(nil)}
+	pc := backend.PluginContext{PluginID: pluginID, DataSourceInstanceSettings: &settings, GrafanaConfig: config.NewGrafanaCfg(nil)}
+	pc.OrgID = org //nolint:staticcheck // it is what Grafana sends
 	if role != "" {
 		pc.User = &backend.User{Login: strings.ToLower(role), Role: role}
 	}
