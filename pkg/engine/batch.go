@@ -48,7 +48,7 @@ func (e *Engine) RunBatch(ctx context.Context) error {
 			return fmt.Errorf("seal: %w", err)
 		}
 	}
-	if err := e.awaitFlush(ctx); err != nil {
+	if err := e.flushSealed(ctx); err != nil {
 		return err
 	}
 	if err := e.uploadOnce(ctx); err != nil {
@@ -79,24 +79,6 @@ func (e *Engine) RunBatchJob(ctx context.Context, wait bool) (Job, error) {
 		}
 	})
 	return job, nil
-}
-
-// awaitFlush waits until no sealed generation is left in memory.
-func (e *Engine) awaitFlush(ctx context.Context) error {
-	signal(e.sealed)
-	for e.oldestSealed() != nil {
-		sleep(ctx, 10*time.Millisecond)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		e.mu.Lock()
-		err := e.problems["flush"]
-		e.mu.Unlock()
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (c *Config) batchConfig() batch.Config {

@@ -11,6 +11,7 @@
 //
 //	rotate   one rotation of the active generation at a time; held while the next log is created
 //	accept   the order of acceptance: choice of generation and position in its log (Enqueue) are settled under it
+//	flushing one pass over sealed generations at a time; held while blocks are written
 //	uploads  one pass over local blocks at a time; held while the bucket is written
 //	mu       phase, problems, and the lists of generations and blocks; never held during I/O
 //
@@ -90,8 +91,9 @@ type Engine struct {
 	accept   sync.Mutex
 	active   *generation // guarded by accept
 
-	uploads sync.Mutex
-	disk    atomic.Pointer[diskUsage]
+	flushing sync.Mutex
+	uploads  sync.Mutex
+	disk     atomic.Pointer[diskUsage]
 
 	mu          sync.Mutex
 	phase       Phase

@@ -69,7 +69,7 @@ func (e *Engine) open(ctx context.Context) {
 	close(e.opened)
 	e.logger.Info("ready", "path", e.data.path)
 	e.loop("seal", e.sealOnSchedule)
-	e.loop("flush", func(ctx context.Context) { every(ctx, 10*time.Second, e.sealed, e.flushSealed) })
+	e.loop("flush", func(ctx context.Context) { every(ctx, 10*time.Second, e.sealed, e.flushOnSchedule) })
 	e.loop("upload", func(ctx context.Context) { every(ctx, uploadInterval, e.uploadable, e.uploadAll) })
 	e.loop("bucket", func(ctx context.Context) { every(ctx, e.cfg.Bucket.SyncInterval, nil, e.syncOnSchedule) })
 	e.loop("disk", func(ctx context.Context) {

@@ -87,27 +87,30 @@ func (e *Engine) activeGeneration() *generation {
 	return e.active
 }
 
-// flushSealed writes sealed generations to local blocks, oldest first.
-func (e *Engine) flushSealed(ctx context.Context) {
-	for {
-		g := e.oldestSealed()
-		if g == nil || ctx.Err() != nil {
-			e.report("flush", nil)
-			return
-		}
+// flushOnSchedule writes what is sealed; what fails is tried again at the next tick, as log and memory stay.
+func (e *Engine) flushOnSchedule(ctx context.Context) {
+	err := e.flushSealed(ctx)
+	if ctx.Err() == nil {
+		e.report("flush", err)
+	}
+}
+
+// flushSealed writes sealed generations to local blocks, oldest first, until none is left or one fails.
+func (e *Engine) flushSealed(ctx context.Context) error {
+	e.flushing.Lock()
+	defer e.flushing.Unlock()
+	for g := e.oldestSealed(); g != nil; g = e.oldestSealed() {
 		began := time.Now()
 		blocks, err := e.flush(ctx, g)
 		if err != nil {
-			if ctx.Err() == nil {
-				e.metrics.flushFailures.Inc()
-				e.report("flush", fmt.Errorf("write generation %d to blocks: %w", g.Number, err))
-			}
-			return // tried again at the next tick; log and memory stay
+			e.metrics.flushFailures.Inc()
+			return fmt.Errorf("write generation %d to blocks: %w", g.Number, err)
 		}
 		e.metrics.flushSeconds.Observe(time.Since(began).Seconds())
 		e.logger.Info("wrote a generation to local blocks", "generation", g.Number, "blocks", len(blocks), "took", time.Since(began))
 		signal(e.uploadable)
 	}
+	return nil
 }
 
 func (e *Engine) oldestSealed() *generation {
