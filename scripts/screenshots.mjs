@@ -15,7 +15,7 @@ const { values: args } = parseArgs({
     user: { type: 'string', default: 'admin' },
     password: { type: 'string', default: 'admin' },
     uid: { type: 'string', default: 'millrace' },
-    expr: { type: 'string', default: 'sum by (instance) (rate(millrace_ingest_samples_total[1m]))' },
+    expr: { type: 'string', default: 'sum by (type) (rate(millrace_ingest_samples_total[1m]))' },
     out: { type: 'string', default: 'docs/img' },
     chromium: { type: 'string', default: process.env.CHROMIUM ?? '/usr/bin/chromium' },
     only: { type: 'string', default: 'explore,builder,config,dashboard,alert' },
