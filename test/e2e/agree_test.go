@@ -377,3 +377,17 @@ func holds(m *server, where string) error {
 	}
 	return nil
 }
+
+// TestAnOldPrometheusWrites lets Debian's Prometheus, which knows remote write 1.0 only and has other range semantics, write, and compares raw samples.
+func TestAnOldPrometheusWrites(t *testing.T) {
+	m := startMillrace(t, t.TempDir(), freeAddress(t))
+	exporter := freeAddress(t)
+	start(t, "prometheus-node-exporter", "--web.listen-address="+exporter)
+	s := startSender(t, "old", "/usr/bin/prometheus", "", exporter, m.base)
+	// The older Prometheus includes a sample at the very beginning of a range, so the range begins before the first scrape.
+	at := time.Now().Add(15 * time.Second)
+	awaitDelivery(t, s, m, at)
+	for _, selector := range []string{`{job="node-old"}[10m]`, `{job="self-old"}[10m]`, `up{job="gone-old"}[10m]`} {
+		require.True(t, compare(t, s.server, m, "/api/v1/query", url.Values{"query": {selector}, "time": {seconds(at)}}), selector)
+	}
+}
