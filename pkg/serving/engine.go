@@ -210,7 +210,16 @@ func (w *query) once(ctx context.Context) (res *promql.Result) {
 	if err := w.budget.add(w.plan.static, 0, 0); err != nil {
 		return &promql.Result{Err: err}
 	}
-	return w.current().Exec(ctx)
+	if !w.plan.unbounded {
+		return w.current().Exec(ctx)
+	}
+	ctx, stop := watched(ctx)
+	defer stop()
+	res = w.current().Exec(ctx)
+	if res.Err != nil && errors.Is(context.Cause(ctx), errShortOfMemory) {
+		res.Err = fmt.Errorf("%w: %w", ErrMemory, errShortOfMemory)
+	}
+	return res
 }
 
 // rebuild makes a new inner query, as each can be run only once.
@@ -248,6 +257,8 @@ func (e *Engine) explain(ctx context.Context, err error) error {
 		}
 		e.metrics.refused.WithLabelValues(limit).Inc()
 		return memory
+	case errors.Is(err, ErrMemory):
+		e.metrics.refused.WithLabelValues("memory").Inc()
 	case errors.As(err, &samples):
 		e.metrics.refused.WithLabelValues("samples").Inc()
 	case errors.As(err, new(promql.ErrQueryTimeout)), errors.As(err, new(promql.ErrQueryCanceled)):

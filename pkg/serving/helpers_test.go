@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -165,7 +166,10 @@ func newSplitStorage(t testing.TB, n int, seed uint64, o Options) *splitStorage 
 		s.dbs = append(s.dbs, db)
 		src := &fakeSource{layer: Speed, gens: [2]uint64{uint64(i), uint64(i)}, mint: math.MinInt64, maxt: math.MaxInt64, open: db.ChunkQuerier}
 		if i%2 == 0 {
-			src.layer = Batch
+			src.layer, src.open = Batch, func(mint, maxt int64) (storage.ChunkQuerier, error) {
+				q, err := db.ChunkQuerier(mint, maxt)
+				return &copyingQuerier{ChunkQuerier: q}, err
+			}
 		}
 		add = append(add, Entry{Source: src})
 	}
@@ -173,6 +177,56 @@ func newSplitStorage(t testing.TB, n int, seed uint64, o Options) *splitStorage 
 	s.SampleAndChunkQueryable = NewQueryable(set, o)
 	return s
 }
+
+// copyingQuerier makes what a TSDB finds safe for several goroutines, which a block is and a head is not.
+type copyingQuerier struct {
+	storage.ChunkQuerier
+	mu sync.Mutex
+}
+
+func (q *copyingQuerier) Select(ctx context.Context, sorted bool, hints *storage.SelectHints, ms ...*labels.Matcher) storage.ChunkSeriesSet {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	set := q.ChunkQuerier.Select(ctx, sorted, hints, ms...)
+	out := &copiedSet{i: -1}
+	for set.Next() {
+		e := &storage.ChunkSeriesEntry{Lset: set.At().Labels()}
+		var metas []chunks.Meta
+		it := set.At().Iterator(nil)
+		for it.Next() {
+			meta := it.At()
+			c, err := chunkenc.FromData(meta.Chunk.Encoding(), slices.Clone(meta.Chunk.Bytes()))
+			if err != nil {
+				return storage.ErrChunkSeriesSet(err)
+			}
+			meta.Chunk = c
+			metas = append(metas, meta)
+		}
+		if it.Err() != nil {
+			return storage.ErrChunkSeriesSet(it.Err())
+		}
+		e.ChunkIteratorFn = func(chunks.Iterator) chunks.Iterator { return storage.NewListChunkSeriesIterator(metas...) }
+		out.all = append(out.all, e)
+	}
+	out.err, out.warnings = set.Err(), set.Warnings()
+	return out
+}
+
+type copiedSet struct {
+	all      []storage.ChunkSeries
+	i        int
+	err      error
+	warnings annotations.Annotations
+}
+
+func (s *copiedSet) Next() bool {
+	s.i++
+	return s.i < len(s.all)
+}
+
+func (s *copiedSet) At() storage.ChunkSeries           { return s.all[s.i] }
+func (s *copiedSet) Err() error                        { return s.err }
+func (s *copiedSet) Warnings() annotations.Annotations { return s.warnings }
 
 func (s *splitStorage) StartTime() (int64, error) { return 0, nil }
 func (s *splitStorage) Close() error {

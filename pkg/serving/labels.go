@@ -28,7 +28,7 @@ func (q *querier) LabelValues(ctx context.Context, name string, hints *storage.L
 			})
 		}
 		values, ws, err := q.union(ctx, hints, func(ctx context.Context, cq storage.ChunkQuerier) ([]string, annotations.Annotations, error) {
-			return cq.LabelValues(ctx, name, hints, ext.matchers...)
+			return cq.LabelValues(ctx, name, hints, slices.Clone(ext.matchers)...) // a source may sort them
 		})
 		if own := ext.lset.Get(name); own != "" && err == nil {
 			var without bool
@@ -57,7 +57,7 @@ func (q *querier) LabelNames(ctx context.Context, hints *storage.LabelHints, ms 
 			})
 		}
 		names, ws, err := q.union(ctx, hints, func(ctx context.Context, cq storage.ChunkQuerier) ([]string, annotations.Annotations, error) {
-			return cq.LabelNames(ctx, hints, ext.matchers...)
+			return cq.LabelNames(ctx, hints, slices.Clone(ext.matchers)...)
 		})
 		if err != nil || len(names) == 0 {
 			return names, ws, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -60,6 +61,7 @@ func TestHostileQueriesAreRefusedAtOnce(t *testing.T) {
 		"within limits each":            {query: `sum_over_time(sum_over_time(vector(1)[280d:1s])[280d:1s])`, err: "looks at", tooMany: true},
 		"memory of steps":               {query: `sum_over_time(vector(1)[570d:1s])`, err: "--query.memory-limit"},
 		"memory of series":              {query: `sum(max_over_time(wide[60d:1m] @ 5184000))`, err: "--query.memory-limit"},
+		"values of every step":          {query: `count_over_time(count_values("v", vector(time()))[1d:1s])`, err: "--query.memory-limit"},
 		"label bomb":                    {query: nested(`label_replace(`, 40, `vector(1)`, `, "a", "${1}${1}x", "a", "(.*)")`), err: "nested label functions"},
 		"label bomb of joins":           {query: nested(`label_join(`, 40, `m`, `, "a", "", "a", "a")`), err: "nested label functions"},
 		"nested minus":                  {query: nested(`-`, 4_000, `m`, ``), err: "levels deep"},
@@ -242,3 +244,24 @@ func TestASecondEngineOnTheSameRegistry(t *testing.T) {
 }
 
 var _ storage.SampleAndChunkQueryable = (*Queryable)(nil)
+
+// count_values can make a series of every sample. Nobody can know before; it is stopped when memory gets short.
+func TestCountingValuesIsStoppedWhenMemoryIsShort(t *testing.T) {
+	var values []float64
+	for i := range 10_000 {
+		values = append(values, float64(i))
+	}
+	engine, q, pool := limited(0, memory(Speed, 1, entry(metric("m"), 0, values...)))
+	runtime.GC()
+	var before runtime.MemStats
+	runtime.ReadMemStats(&before)
+	old := debug.SetMemoryLimit(int64(before.Sys) + 150<<20)
+	defer debug.SetMemoryLimit(old)
+	_, err := run(t, engine, q, `count_values("v", m)`, 10_000*time.Second, time.Second)
+	require.ErrorIs(t, err, ErrMemory)
+	require.ErrorContains(t, err, "count_values")
+	require.Zero(t, pool.Used())
+	debug.SetMemoryLimit(old)
+	_, err = run(t, engine, q, `count_values("v", m > bool 100)`, 10_000*time.Second, time.Second)
+	require.NoError(t, err)
+}

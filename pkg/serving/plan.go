@@ -3,6 +3,7 @@ package serving
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
@@ -21,10 +22,12 @@ import (
 // a selector is the most that any part on the way from it up to the next aggregation holds for one of its series. What needs no
 // series (numbers, vector(), the bookkeeping of a subquery's steps) is charged before the query runs.
 //
-// From the series that are found (estimator): its labels, and the demand for that part of the query's time in which it has chunks. A native
-// histogram costs what its first one takes.
+// From the series that are found (estimator): its labels, and the demand for that part of the query's time in which it has chunks; but
+// what works step by step makes room for all steps (5,000 at most) as soon as a series has one. A native histogram costs what its first one
+// takes.
 //
-// Not estimated: the output of aggregations, of count_values and of joins beyond the size of their input. --query.max-samples bounds them.
+// Not estimated: the output of aggregations and of joins beyond the size of their input, which --query.max-samples bounds, and the series
+// that count_values makes of values, for which the process's memory is watched while it runs.
 
 const (
 	pointSize = 16 // a promql.FPoint
@@ -32,6 +35,8 @@ const (
 	stepBookkeeping = 16
 	// seriesOverhead is what a series takes beside its labels and points: its parts, iterators and the engine's headers.
 	seriesOverhead = 400
+	// roomForPoints is for how many points at most the engine makes room when it makes a series.
+	roomForPoints = 5000
 	// maxDepth bounds the recursion of whoever walks an expression.
 	maxDepth = 1000
 	// maxWork bounds, in multiples of --query.max-samples, the samples that a function over a subquery looks at for one series. The engine
@@ -57,6 +62,7 @@ func (*TooManySamplesError) Unwrap() error { return promql.ErrTooManySamples("qu
 // demand is what a selector's series will cost.
 type demand struct {
 	points int64 // at most, for each series
+	room   int64 // points beside these, for which there will be room even if a series has fewer
 	window int64 // ms for which a sample counts: the range of a range selector, or the lookback delta
 	raw    bool  // the samples themselves are the answer
 }
@@ -71,6 +77,8 @@ type plan struct {
 	static int64
 	// demands are keyed by the first matcher of a selector, which storage is given in Select.
 	demands map[*labels.Matcher]*demand
+	// unbounded says that the number of series does not follow from that of the input.
+	unbounded bool
 }
 
 // steps is the times at which a part of an expression is evaluated.
@@ -82,6 +90,7 @@ type steps struct {
 // yield is what the evaluation of a part results in.
 type yield struct {
 	points  int64     // of each series
+	room    int64     // see demand
 	demands []*demand // of the selectors whose series are in it; none after an aggregation
 	label   int64     // bound of the bytes of a label's value
 }
@@ -150,7 +159,7 @@ func (p *plan) eval(expr parser.Expr, s steps) (yield, error) {
 			return yield{}, err
 		}
 		rhs, err := p.eval(e.RHS, s)
-		return p.hold(yield{}, s.n, lhs, rhs), err
+		return p.stepwise(s.n, lhs, rhs), err
 	case *parser.Call:
 		return p.call(e, s)
 	}
@@ -170,20 +179,33 @@ func (p *plan) selector(vs *parser.VectorSelector, d *demand) yield {
 	return yield{points: d.points, demands: []*demand{d}, label: storedLabel}
 }
 
-// hold is a part that has its inputs and n points of output at the same time.
+// hold is a part that has its inputs and n points of output at the same time, and makes room for these one by one.
 func (p *plan) hold(out yield, n int64, inputs ...yield) yield {
 	out.points = n
 	for _, in := range inputs {
 		for _, d := range in.demands {
-			d.points = max(d.points, in.points+n)
+			d.raise(in.points+out.points, in.room+out.room)
 		}
 		if len(in.demands) == 0 {
-			p.static += n * pointSize
+			p.static += (out.points + out.room) * pointSize
 		}
 		out.demands = append(out.demands, in.demands...)
 		out.label = max(out.label, in.label)
 	}
 	return out
+}
+
+// stepwise is hold for a part that makes room for all steps at once.
+func (p *plan) stepwise(n int64, inputs ...yield) yield {
+	room := min(n, roomForPoints)
+	return p.hold(yield{room: room}, n-room, inputs...)
+}
+
+// raise notes what is held somewhere on the way up.
+func (d *demand) raise(points, room int64) {
+	if points+room > d.points+d.room {
+		d.points, d.room = points, room
+	}
 }
 
 // aggregate ends the demand of what is below it, unless it makes series of values.
@@ -198,7 +220,14 @@ func (p *plan) aggregate(e *parser.AggregateExpr, s steps) (yield, error) {
 		return yield{}, err
 	}
 	if e.Op == parser.COUNT_VALUES {
-		return p.hold(yield{}, s.n, in), nil
+		if s.n > 1 {
+			p.unbounded = true
+		}
+		if len(in.demands) == 0 {
+			// Every step may bring a series, for which the engine makes room at once.
+			p.static += s.n * (min(s.n, roomForPoints)*pointSize + seriesOverhead)
+		}
+		return p.stepwise(s.n, in), nil
 	}
 	p.static += s.n * pointSize
 	return yield{points: s.n, label: in.label}, nil
@@ -255,7 +284,7 @@ func (p *plan) call(e *parser.Call, s steps) (yield, error) {
 	switch e.Func.Name {
 	case "scalar", "absent", "absent_over_time":
 		// One series comes out.
-		out := p.hold(yield{}, s.n, inputs...)
+		out := p.stepwise(s.n, inputs...)
 		p.static += s.n * pointSize
 		return yield{points: s.n, label: out.label}, nil
 	case "timestamp":
@@ -265,11 +294,18 @@ func (p *plan) call(e *parser.Call, s steps) (yield, error) {
 	case "label_replace", "label_join":
 		return p.relabel(e, inputs)
 	}
-	out := p.hold(yield{}, s.n, inputs...)
 	if len(inputs) == 0 {
 		return p.constant(s), nil
 	}
-	return out, nil
+	if overRange(e) {
+		return p.hold(yield{}, s.n, inputs...), nil
+	}
+	return p.stepwise(s.n, inputs...), nil
+}
+
+// overRange says whether a function takes a range of each series.
+func overRange(e *parser.Call) bool {
+	return slices.ContainsFunc(e.Args, func(a parser.Expr) bool { return a.Type() == parser.ValueTypeMatrix })
 }
 
 // relabel bounds the length of the labels that label_replace and label_join make. The points stay where they are.
@@ -364,26 +400,27 @@ func (e *estimator) charge(b *Budget, lset labels.Labels, parts []storage.ChunkS
 	if err != nil {
 		return err
 	}
-	return b.add(int64(lset.ByteSize())+seriesOverhead+points*size, 1, e.points)
+	return b.add(int64(lset.ByteSize())+seriesOverhead+points*pointSize+size, 1, e.points+e.room)
 }
 
 // manyPoints is above what it is worth to look at all chunks of a series to see for how much of the time it has any.
 const manyPoints = 64
 
-// measure returns how many points a series will have, and the bytes of one.
-func (e *estimator) measure(parts []storage.ChunkSeries) (points, size int64, err error) {
-	size = pointSize
+// measure returns for how many points of a series there will be room, and how many bytes more they take because they are histograms.
+func (e *estimator) measure(parts []storage.ChunkSeries) (points, more int64, err error) {
+	all := e.points + e.room
+	extra := int64(-1)
 	first, last, samples := int64(math.MaxInt64), int64(math.MinInt64), int64(0)
 	for _, part := range parts {
 		it := part.Iterator(nil)
 		for it.Next() {
 			meta := it.At()
-			if size == pointSize {
-				if size, err = sizeOf(meta); err != nil {
+			if extra <= 0 {
+				if extra, err = extraSize(meta); err != nil {
 					return 0, 0, err
 				}
 			}
-			if !e.raw && e.points <= manyPoints {
+			if !e.raw && all <= manyPoints {
 				break
 			}
 			first, last = min(first, meta.MinTime), max(last, meta.MaxTime)
@@ -394,15 +431,18 @@ func (e *estimator) measure(parts []storage.ChunkSeries) (points, size int64, er
 		}
 	}
 	switch {
+	case extra < 0:
+		return 0, 0, nil // no chunk
 	case e.raw:
-		return samples, size, nil
-	case e.points <= manyPoints || e.end <= e.start:
-		return e.points, size, nil
+		return samples, samples * extra, nil
+	case all <= manyPoints || e.end <= e.start:
+		return all, all * extra, nil
 	}
 	covered := min(last+e.window, e.end) - max(first, e.start)
 	if covered < 0 {
-		return 0, size, nil
+		return 0, 0, nil
 	}
-	share := float64(covered) / float64(e.end-e.start)
-	return min(e.points, int64(share*float64(e.points))+1), size, nil
+	share := min(float64(covered)/float64(e.end-e.start), 1)
+	points = min(e.points, int64(share*float64(e.points))+1) + e.room
+	return points, int64(share*float64(all)+1) * extra, nil
 }

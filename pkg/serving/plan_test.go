@@ -61,7 +61,7 @@ func TestDemands(t *testing.T) {
 		var got []int64
 		for m, d := range p.demands {
 			require.NotEmpty(t, m.Value)
-			got = append(got, d.points)
+			got = append(got, d.points+d.room)
 		}
 		slices.Sort(got)
 		require.Equal(t, c.want, got, c.query)
@@ -109,9 +109,9 @@ func TestHistogramsCostWhatTheyTake(t *testing.T) {
 	h := tsdbutil.GenerateTestHistogram(1)
 	_, _, _, err = app.AppendHistogram(nil, 0, 0, h, true)
 	require.NoError(t, err)
-	n, err := sizeOf(chunks.Meta{Chunk: c})
+	n, err := extraSize(chunks.Meta{Chunk: c})
 	require.NoError(t, err)
-	require.EqualValues(t, pointSize+h.ToFloat(nil).Size(), n)
+	require.EqualValues(t, h.ToFloat(nil).Size(), n)
 }
 
 func TestEstimateFollowsTheTimeThatASeriesCovers(t *testing.T) {
@@ -123,15 +123,19 @@ func TestEstimateFollowsTheTimeThatASeriesCovers(t *testing.T) {
 	}{
 		{0, 1000, 1000}, {0, 500, 500}, {250, 500, 500}, {-500, 1000, 500}, {-500, 100, 0}, {2000, 5, 0},
 	} {
-		points, size, err := e.measure([]storage.ChunkSeries{part(entry(metric("m"), int64(c.from)*1000, make([]float64, c.n)...))})
+		points, more, err := e.measure([]storage.ChunkSeries{part(entry(metric("m"), int64(c.from)*1000, make([]float64, c.n)...))})
 		require.NoError(t, err)
-		require.EqualValues(t, pointSize, size)
+		require.Zero(t, more)
 		require.InDelta(t, c.want, points, 2, "%+v", c)
 	}
 	e.window = 100_000
 	points, _, err := e.measure([]storage.ChunkSeries{part(entry(metric("m"), 0, 1))})
 	require.NoError(t, err)
 	require.InDelta(t, 100, points, 2, "a sample counts for the lookback delta")
+	e.room = 70
+	points, _, err = e.measure([]storage.ChunkSeries{part(entry(metric("m"), 0, 1))})
+	require.NoError(t, err)
+	require.InDelta(t, 170, points, 2, "room is made even for points that are not there")
 	e.raw = true
 	points, _, err = e.measure([]storage.ChunkSeries{part(entry(metric("m"), 0, 1, 2, 3)), part(entry(metric("m"), 0, 1))})
 	require.NoError(t, err)

@@ -248,7 +248,8 @@ func (q *querier) selectGroups(ctx context.Context, sorted bool, hints *storage.
 				return storage.ErrChunkSeriesSet(err)
 			}
 			hints := own
-			return cq.Select(ctx, sorted || len(members) > 1 || ext.any(), &hints, ext.matchers...)
+			// A source may sort its matchers.
+			return cq.Select(ctx, sorted || len(members) > 1 || ext.any(), &hints, slices.Clone(ext.matchers)...)
 		}
 		if m.Layer() == Batch {
 			sets[i] = q.readAhead(ctx, open)

@@ -20,7 +20,8 @@ type Source interface {
 	MinTime() int64
 	MaxTime() int64
 	// ChunkQuerier reads the samples with mint ≤ t ≤ maxt, and more of a chunk that crosses these. Its sets are sorted by labels; a series'
-	// chunks are sorted by time and do not overlap.
+	// chunks are sorted by time and do not overlap. Different goroutines may use the sets of one querier, and a series that a set has
+	// yielded while the set goes on.
 	ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error)
 }
 
