@@ -3,6 +3,7 @@ package serving
 import (
 	"slices"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 
@@ -27,7 +28,7 @@ func (qb *Queryable) external(ms []*labels.Matcher) external {
 		e.add(m)
 	}
 	if len(e.matchers) == 0 {
-		e.matchers = append(e.matchers, labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, ".*"))
+		e.matchers = append(e.matchers, labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, ".*"))
 	}
 	return e
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql"
@@ -315,9 +316,9 @@ func run(t testing.TB, e promql.QueryEngine, q storage.Queryable, qs string, end
 	return strings.Join(lines, "\n"), nil
 }
 
-// series names a metric with labels "k", "v", …
+// metric names a series; kv are its other labels and their values.
 func metric(name string, kv ...string) labels.Labels {
-	return labels.FromStrings(append([]string{labels.MetricName, name}, kv...)...)
+	return labels.FromStrings(append([]string{model.MetricNameLabel, name}, kv...)...)
 }
 
 func many(n int, name string, samples int) (out []*storage.SeriesEntry) {

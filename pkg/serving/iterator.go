@@ -70,11 +70,11 @@ func (p *plainIterator) Next() chunkenc.ValueType {
 	return chunkenc.ValNone
 }
 
-func (p *plainIterator) Seek(t int64) chunkenc.ValueType {
+func (p *plainIterator) Seek(t int64) chunkenc.ValueType { //nolint:govet // chunkenc.Iterator wants it, not io.Seeker
 	if p.done {
 		return chunkenc.ValNone
 	}
-	if p.open && p.vt != chunkenc.ValNone && p.Iterator.AtT() >= t {
+	if p.open && p.vt != chunkenc.ValNone && p.AtT() >= t {
 		return p.vt
 	}
 	for !p.done {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/storage"
@@ -29,10 +30,10 @@ func newSet(sources ...Source) *Set {
 	return set
 }
 
-var allSeries = labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, ".+")
+var allSeries = labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, ".+")
 
 // read returns everything that a querier finds, as text.
-func read(t *testing.T, ctx context.Context, q storage.Queryable, mint, maxt int64, hints *storage.SelectHints, ms ...*labels.Matcher) (out []string) {
+func read(ctx context.Context, t *testing.T, q storage.Queryable, mint, maxt int64, hints *storage.SelectHints, ms ...*labels.Matcher) (out []string) {
 	t.Helper()
 	querier, err := q.Querier(mint, maxt)
 	require.NoError(t, err)
@@ -62,13 +63,13 @@ func TestLayersAndPrecedence(t *testing.T) {
 	other := memory(Speed, 3, entry(metric("c"), 0, 9))
 	q := NewQueryable(newSet(newer, old, other), Options{})
 	at := func(l Layer) []string {
-		return read(t, WithLayer(t.Context(), l), q, math.MinInt64, math.MaxInt64, nil)
+		return read(WithLayer(t.Context(), l), t, q, math.MinInt64, math.MaxInt64, nil)
 	}
 	require.Equal(t, []string{`{__name__="a"} 1@0 2@1 2@2 2@3`, `{__name__="b"} 7@0`, `{__name__="c"} 9@0`}, at(Merged))
 	require.Equal(t, []string{`{__name__="a"} 2@1 2@2 2@3`, `{__name__="c"} 9@0`}, at(Speed))
 	require.Equal(t, []string{`{__name__="a"} 1@0 1@1 1@2`, `{__name__="b"} 7@0`}, at(Batch))
-	require.Equal(t, []string{`{__name__="a"} 2@2`, `{__name__="b"}`, `{__name__="c"}`}, read(t, t.Context(), q, 2000, 2000, nil), "without hints it is trimmed")
-	require.Len(t, read(t, t.Context(), q, 0, 9000, &storage.SelectHints{Start: 0, End: 9000, Limit: 2}), 2)
+	require.Equal(t, []string{`{__name__="a"} 2@2`, `{__name__="b"}`, `{__name__="c"}`}, read(t.Context(), t, q, 2000, 2000, nil), "without hints it is trimmed")
+	require.Len(t, read(t.Context(), t, q, 0, 9000, &storage.SelectHints{Start: 0, End: 9000, Limit: 2}), 2)
 
 	for _, name := range []string{"merged", "speed", "batch", ""} {
 		l, err := ParseLayer(name)
@@ -83,7 +84,7 @@ func TestSourcesOutsideOfTheRangeAreNotRead(t *testing.T) {
 	broken := &fakeSource{layer: Batch, mint: 0, maxt: 1000, open: func(int64, int64) (storage.ChunkQuerier, error) { return nil, errors.New("broken") }}
 	empty := &fakeSource{layer: Speed, mint: math.MaxInt64, maxt: math.MinInt64, open: broken.open}
 	q := NewQueryable(newSet(broken, empty), Options{})
-	require.Empty(t, read(t, t.Context(), q, 1001, 2000, nil))
+	require.Empty(t, read(t.Context(), t, q, 1001, 2000, nil))
 	querier, err := q.Querier(1000, 2000)
 	require.NoError(t, err)
 	defer querier.Close()
@@ -97,8 +98,8 @@ func TestSourcesOutsideOfTheRangeAreNotRead(t *testing.T) {
 func TestHorizon(t *testing.T) {
 	horizon := int64(2000)
 	q := NewQueryable(newSet(memory(Speed, 1, entry(metric("a"), 0, 0, 1, 2, 3))), Options{Horizon: func() int64 { return horizon }})
-	require.Equal(t, []string{`{__name__="a"} 2@2 3@3`}, read(t, t.Context(), q, 0, 9000, &storage.SelectHints{Start: 0, End: 9000}))
-	require.Empty(t, read(t, t.Context(), q, 0, 1999, nil))
+	require.Equal(t, []string{`{__name__="a"} 2@2 3@3`}, read(t.Context(), t, q, 0, 9000, &storage.SelectHints{Start: 0, End: 9000}))
+	require.Empty(t, read(t.Context(), t, q, 0, 1999, nil))
 	cq, err := q.ChunkQuerier(0, 9000)
 	require.NoError(t, err)
 	defer cq.Close()
@@ -132,7 +133,7 @@ func TestLabels(t *testing.T) {
 	values, _, err = querier.LabelValues(WithLayer(t.Context(), Batch), "x", nil)
 	require.NoError(t, err)
 	require.Equal(t, []string{"1"}, values)
-	values, _, err = querier.LabelValues(t.Context(), "x", nil, labels.MustNewMatcher(labels.MatchEqual, labels.MetricName, "b"))
+	values, _, err = querier.LabelValues(t.Context(), "x", nil, labels.MustNewMatcher(labels.MatchEqual, model.MetricNameLabel, "b"))
 	require.NoError(t, err)
 	require.Equal(t, []string{"0"}, values)
 }
@@ -166,9 +167,9 @@ func TestExternalLabels(t *testing.T) {
 		{[]*labels.Matcher{match(labels.MatchEqual, "zone", "us")}, nil},
 		{[]*labels.Matcher{match(labels.MatchEqual, "zone", "eu"), match(labels.MatchEqual, "z", "1")}, []string{x}},
 	} {
-		require.Equal(t, c.want, read(t, t.Context(), q, 0, 9000, nil, c.ms...), "%v", c.ms)
+		require.Equal(t, c.want, read(t.Context(), t, q, 0, 9000, nil, c.ms...), "%v", c.ms)
 	}
-	require.Len(t, read(t, t.Context(), q, 0, 9000, &storage.SelectHints{End: 9000, Limit: 1}), 1)
+	require.Len(t, read(t.Context(), t, q, 0, 9000, &storage.SelectHints{End: 9000, Limit: 1}), 1)
 
 	querier, err := q.Querier(0, 9000)
 	require.NoError(t, err)
@@ -306,7 +307,7 @@ func TestBucketsAreReadAtTheSameTime(t *testing.T) {
 			return storage.EmptyChunkSeriesSet()
 		}))
 	}
-	require.Empty(t, read(t, t.Context(), NewQueryable(newSet(sources...), Options{}), 0, 1000, nil))
+	require.Empty(t, read(t.Context(), t, NewQueryable(newSet(sources...), Options{}), 0, 1000, nil))
 }
 
 // When a block is gone, everything is read once more from what there is then.
@@ -334,7 +335,7 @@ func TestGoneBlocksAreReadAgain(t *testing.T) {
 		require.EqualValues(t, 1, n.Load())
 
 		set.Replace(set.Sources(), []Entry{{Source: old}})
-		require.Equal(t, []string{`{__name__="m"}`}, read(t, t.Context(), q, 0, 1000, &storage.SelectHints{End: 1000, Func: "series"}))
+		require.Equal(t, []string{`{__name__="m"}`}, read(t.Context(), t, q, 0, 1000, &storage.SelectHints{End: 1000, Func: "series"}))
 		set.Replace(set.Sources(), []Entry{{Source: old}})
 		querier, err := q.Querier(0, 1000)
 		require.NoError(t, err)
