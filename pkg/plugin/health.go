@@ -182,7 +182,7 @@ func (r healthReport) summary(now time.Time) string {
 	for _, b := range l.Blocks {
 		levels[b.Level]++
 	}
-	parts := []string{what, fmt.Sprintf("speed layer: %d generations", len(l.Generations)), "batch layer: " + blocksText(levels)}
+	parts := []string{what, "speed layer: " + countText(len(l.Generations), "generation"), "batch layer: " + blocksText(levels)}
 	if n := l.series(); n > 0 {
 		parts = append(parts, fmt.Sprintf("at least %d series", n))
 	}
@@ -205,7 +205,14 @@ func blocksText(levels map[int]int) string {
 	if total == 0 {
 		return "no blocks"
 	}
-	return fmt.Sprintf("%d blocks (%s)", total, strings.Join(parts, ", "))
+	return fmt.Sprintf("%s (%s)", countText(total, "block"), strings.Join(parts, ", "))
+}
+
+func countText(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 func ageText(age time.Duration) string {

@@ -49,7 +49,7 @@ func TestHealth(t *testing.T) {
 	}{
 		{"ready", ready, 200, someLayers, true, []string{"engine is ready", "2 generations", "3 blocks (1 of level 0, 2 of level 2)", "at least 40 series", "newest sample", "old", "bucket reachable"}},
 		{"wrapped", ready, 200, `{"status":"success","data":` + someLayers + `}`, true, []string{"at least 40 series"}},
-		{"empty", ready, 200, `{"generations":[{"state":"active"}],"blocks":[]}`, true, []string{"no blocks", "no samples yet"}},
+		{"empty", ready, 200, `{"generations":[{"state":"active"}],"blocks":[]}`, true, []string{"1 generation;", "no blocks", "no samples yet"}},
 		{"blocks alone", ready, 200, `{"generations":[{"state":"active","minTime":null}],"blocks":[{"level":0,"maxTime":1000}]}`, true, []string{"newest sample at least"}},
 		{"bucket not asked yet", ready, 200, `{"generations":[],"blocks":[],"bucket":{"reachable":false}}`, true, []string{"no blocks"}},
 		{"a problem of a component", ready, 200, `{"generations":[],"blocks":[],"problems":{"listener":"port taken"}}`, false, []string{"But: listener: port taken"}},
@@ -152,13 +152,13 @@ func TestSlog(t *testing.T) {
 	logger := NewSlog(recordingLogger{Logger: log.NewNullLogger(), lines: &lines}, ParseLevel("debug"))
 	logger.Debug("one", "a", 1)
 	logger.With("b", 2).WithGroup("g").With("c", 3).Info("two", "d", 4, slog.Group("h", "e", 5))
-	logger.Warn("three", "err", errBroken)
+	logger.Warn("three", "err", errBroken, "took", 1500*time.Millisecond)
 	logger.Error("four", slog.Group("", "f", 6))
 	NewSlog(recordingLogger{Logger: log.NewNullLogger(), lines: &lines}, ParseLevel("nonsense")).Debug("not at info")
 	require.Equal(t, []string{
 		`["debug","one","a",1]`,
 		`["info","two","b",2,"g.c",3,"g.d",4,"g.h.e",5]`,
-		`["warn","three","err","broken on purpose"]`,
+		`["warn","three","err","broken on purpose","took","1.5s"]`,
 		`["error","four","f",6]`,
 	}, lines)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/grafana/grafana-plugin-sdk-go/backend/log"
 )
@@ -80,8 +81,11 @@ func appendAttr(args []any, prefix string, a slog.Attr) []any {
 		return args
 	}
 	value := v.Any()
-	if err, ok := value.(error); ok {
-		value = err.Error() // the SDK writes JSON, in which most errors are {}
+	switch x := value.(type) { // the SDK writes JSON …
+	case error:
+		value = x.Error() // … in which most errors are {}
+	case time.Duration:
+		value = x.String() // … and durations are nanoseconds, which Grafana shows as 8.57975145e+08
 	}
 	return append(args, prefix+a.Key, value)
 }

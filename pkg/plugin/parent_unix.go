@@ -8,7 +8,7 @@ import (
 )
 
 // parentPoll is how often the parent is looked at. The system tells nobody that a parent has died.
-const parentPoll = 500 * time.Millisecond
+const parentPoll = 200 * time.Millisecond
 
 // parentAtStart is read as early as a process can.
 var parentAtStart = os.Getppid()
