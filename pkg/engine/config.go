@@ -14,7 +14,6 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/alecthomas/units"
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/model/labels"
 	"gopkg.in/yaml.v3"
 
 	"github.com/millrace/millrace/pkg/ingest"
@@ -442,7 +441,7 @@ func (b *bytesValue) String() string { return units.Base2Bytes(*b).String() }
 type listValue []string
 
 func (l *listValue) Set(s string) error {
-	for _, v := range strings.Split(s, ",") {
+	for v := range strings.SplitSeq(s, ",") {
 		if v = strings.TrimSpace(v); v != "" {
 			*l = append(*l, v)
 		}
@@ -457,9 +456,9 @@ func (l *listValue) IsCumulative() bool { return true }
 type labelsValue map[string]string
 
 func (l *labelsValue) Set(s string) error {
-	for _, pair := range strings.Split(s, ",") {
+	for pair := range strings.SplitSeq(s, ",") {
 		name, value, ok := strings.Cut(pair, "=")
-		if !ok || value == "" || !model.LegacyValidation.IsValidLabelName(name) || name == labels.MetricName {
+		if !ok || value == "" || !model.LegacyValidation.IsValidLabelName(name) || name == model.MetricNameLabel {
 			return fmt.Errorf("%q: must be name=value with a valid label name", pair)
 		}
 		if *l == nil {

@@ -76,20 +76,20 @@ type window struct {
 	from, to int64
 }
 
-// windows divides [min, max] as DESIGN says: one for each recent 2 h window, one for all that is older. A generation that lived so long
+// windows divides [first, last] as DESIGN says: one for each recent 2 h window, one for all that is older. A generation that lived so long
 // that the ids run out gets a last window without end.
-func (h header) windows(min, max int64) []window {
+func (h header) windows(first, last int64) []window {
 	var ws []window
 	from := h.recentFrom()
-	if min < from {
-		ws = append(ws, window{id: h.blockID(0), from: min, to: from})
+	if first < from {
+		ws = append(ws, window{id: h.blockID(0), from: first, to: from})
 	}
-	for k := 1; k <= math.MaxUint16 && from <= max; k++ {
+	for k := 1; k <= math.MaxUint16 && from <= last; k++ {
 		to := from + windowMillis
 		if k == math.MaxUint16 {
 			to = maxTime
 		}
-		if min < to {
+		if first < to {
 			ws = append(ws, window{id: h.blockID(uint16(k)), from: from, to: to})
 		}
 		from = to

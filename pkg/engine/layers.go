@@ -106,7 +106,7 @@ func (e *Engine) Layers() Layers {
 func (e *Engine) describe(g *generation) GenerationInfo {
 	s := g.mem.Stats()
 	info := GenerationInfo{
-		Number: g.Number, State: "active", Series: int64(s.Series), Samples: int64(s.Samples), Late: int64(s.Late), Bytes: s.Bytes, Created: g.Created,
+		Number: g.Number, State: "active", Series: s.Series, Samples: s.Samples, Late: s.Late, Bytes: s.Bytes, Created: g.Created,
 	}
 	e.mu.Lock()
 	if g.sealed {

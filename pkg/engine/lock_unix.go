@@ -36,5 +36,6 @@ func freeBytes(path string) (free, total int64, err error) {
 	if err := unix.Statfs(path, &s); err != nil {
 		return 0, 0, fmt.Errorf("ask for free space of %s: %w", path, err)
 	}
-	return int64(s.Bavail) * int64(s.Bsize), int64(s.Blocks) * int64(s.Bsize), nil
+	size := int64(s.Bsize) //nolint:unconvert // its type differs between systems
+	return int64(s.Bavail) * size, int64(s.Blocks) * size, nil
 }

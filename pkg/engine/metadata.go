@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,9 +60,7 @@ func (s *metadataStore) families() map[string]metadata.Metadata {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	out := make(map[string]metadata.Metadata, len(s.known))
-	for name, md := range s.known {
-		out[name] = md
-	}
+	maps.Copy(out, s.known)
 	return out
 }
 
@@ -100,8 +99,6 @@ func (s *metadataStore) load(path string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for name, md := range families {
-		s.known[name] = md
-	}
+	maps.Copy(s.known, families)
 	return nil
 }

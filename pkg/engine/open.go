@@ -252,8 +252,7 @@ func (e *Engine) replay(ctx context.Context, number uint64) (*generation, error)
 		}
 		return nil
 	})
-	var damaged *wal.CorruptHeaderError
-	if errors.As(err, &damaged) {
+	if _, damaged := errors.AsType[*wal.CorruptHeaderError](err); damaged {
 		return nil, e.quarantine(dir, err)
 	}
 	if err != nil {

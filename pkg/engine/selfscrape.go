@@ -119,7 +119,7 @@ func with(m *dto.Metric, name string, v float64) []*dto.LabelPair {
 }
 
 func (r *selfRequest) sample(name string, v float64, md writev2.Metadata, pairs ...*dto.LabelPair) {
-	b := labels.NewBuilder(labels.FromStrings(labels.MetricName, name, "job", "millrace", "instance", r.instance))
+	b := labels.NewBuilder(labels.FromStrings(model.MetricNameLabel, name, "job", "millrace", "instance", r.instance))
 	for _, p := range pairs {
 		b.Set(p.GetName(), p.GetValue())
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	v1 "github.com/prometheus/prometheus/web/api/v1"
@@ -64,7 +65,7 @@ func countSpeed(ctx context.Context, q storage.Queryable) (*cardinality, error) 
 	c := &cardinality{pairs: map[labels.Label]uint64{}}
 	set := querier.Select(serving.WithLayer(ctx, serving.Speed), false,
 		&storage.SelectHints{Start: minTime, End: maxTime, Func: "series"},
-		labels.MustNewMatcher(labels.MatchRegexp, labels.MetricName, ".*"))
+		labels.MustNewMatcher(labels.MatchRegexp, model.MetricNameLabel, ".*"))
 	for set.Next() {
 		c.series++
 		set.At().Labels().Range(func(l labels.Label) { c.pairs[l]++ })
@@ -78,7 +79,7 @@ func (c *cardinality) status(limit int) v1.TSDBStatus {
 	for l, n := range c.pairs {
 		values[l.Name]++
 		bytes[l.Name] += uint64(len(l.Value)) * n
-		if l.Name == labels.MetricName {
+		if l.Name == model.MetricNameLabel {
 			metrics = append(metrics, v1.TSDBStat{Name: l.Value, Value: n})
 		}
 		pairs = append(pairs, v1.TSDBStat{Name: l.Name + "=" + l.Value, Value: n})
