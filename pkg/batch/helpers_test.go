@@ -215,7 +215,7 @@ func describe(s chunks.Sample) string {
 func (w *world) options() Options {
 	return Options{
 		Bucket: w.bucket, Lister: block.NewLister(w.bucket), ScratchDir: fastDir(w.t), Now: w.clock,
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger: slog.New(slog.DiscardHandler),
 	}
 }
 

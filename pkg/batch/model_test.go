@@ -51,7 +51,6 @@ type model struct {
 type modelRunner struct {
 	job     Job
 	windows []window // still to do
-	pending *modelBlock
 }
 
 func newModel(t *testing.T, seed int64) *model {

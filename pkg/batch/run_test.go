@@ -3,9 +3,9 @@ package batch
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -130,7 +130,7 @@ func TestManyWindowsOfOneBlock(t *testing.T) {
 	}
 	w.generation([]string{"a", "b"}, ages...)
 	s := w.run(r, true)
-	require.Equal(t, 12, len(w.visible()))
+	require.Len(t, w.visible(), 12)
 	require.Equal(t, 12+11, s.Written, "each window once, and its day, but for the last, which is not over")
 	w.check()
 	w.verify()
@@ -177,7 +177,8 @@ func TestPartialUploads(t *testing.T) {
 		require.NoError(t, bkt.Upload(ctx, path.Join(id.String(), "index"), strings.NewReader("x")))
 		return id
 	}
-	old, fresh, busy := put("old", 2*day), put("fresh", 0), put("busy", 2*day)
+	old, busy := put("old", 2*day), put("busy", 2*day)
+	put("fresh", 0)
 	r := w.runner(func(o *Options) { o.Uploading = func(id ulid.ULID) bool { return id == busy } })
 	has := func(id ulid.ULID) bool {
 		ok, err := bkt.Exists(ctx, path.Join(id.String(), "index"))
@@ -190,7 +191,7 @@ func TestPartialUploads(t *testing.T) {
 	w.run(r, false)
 	require.True(t, has(old))
 	w.advance(2 * minute)
-	fresh = put("fresher", hour)
+	fresh := put("fresher", hour)
 	s = w.run(r, false)
 	require.False(t, has(old))
 	require.True(t, has(busy))
@@ -251,9 +252,7 @@ func (l *staleLister) List(ctx context.Context) (map[ulid.ULID]block.Listed, err
 	all, err := l.Lister.List(ctx)
 	if l.times > 0 {
 		l.times--
-		for id, b := range l.extra {
-			all[id] = b
-		}
+		maps.Copy(all, l.extra)
 	}
 	return all, err
 }
@@ -502,6 +501,6 @@ func TestBucketAway(t *testing.T) {
 	away := &faultBucket{Bucket: bkt, at: 1, fault: func() error { return errInjected }}
 	r := w.runner(func(o *Options) { o.Bucket, o.Lister = away, block.NewLister(away) })
 	_, err := r.Run(context.Background(), true)
-	require.True(t, errors.Is(err, errInjected), fmt.Sprint(err))
+	require.ErrorIs(t, err, errInjected, fmt.Sprint(err))
 	require.InDelta(t, 1, testutil.ToFloat64(r.metrics.runFailures), 0)
 }

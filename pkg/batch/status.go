@@ -81,8 +81,8 @@ func (r *Runner) Status() []JobStatus {
 		out = append(out, s)
 	}
 	out = append(out, r.planned...)
-	for i := len(r.history) - 1; i >= 0; i-- {
-		out = append(out, r.history[i])
+	for _, v := range slices.Backward(r.history) {
+		out = append(out, v)
 	}
 	return out
 }

@@ -48,11 +48,11 @@ func newBucketReader(ctx context.Context, bkt objstore.BucketReader, m *Meta, ca
 	}
 	r.names = append([]string{IndexFilename}, segments...)
 	r.sizes = append([]int64{indexSize}, sizes...)
-	h := xxhash.New()
+	var raw []byte
 	for _, s := range r.sizes {
-		h.Write(binary.BigEndian.AppendUint64(nil, uint64(s)))
+		raw = binary.BigEndian.AppendUint64(raw, uint64(s))
 	}
-	r.tag = uint32(h.Sum64())
+	r.tag = uint32(xxhash.Sum64(raw))
 	return r, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"sort"
 	"strings"
 	"unsafe"
@@ -100,7 +101,7 @@ func loadTable(ctx context.Context, r rangeReader, off, end int64, tail []byte, 
 	if err != nil || end <= tailOff {
 		return b[:min(end-off, int64(len(b)))], err
 	}
-	return append(b[:len(b):len(b)], tail[:end-tailOff]...), nil
+	return append(slices.Clip(b), tail[:end-tailOff]...), nil
 }
 
 // decodeTOC decodes the table of contents at the end of an index of the given size and checks that its sections are in order.

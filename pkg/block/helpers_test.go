@@ -181,13 +181,13 @@ func randomInput(rnd *rand.Rand, n int, mint, maxt int64) memInput {
 }
 
 func randomSample(rnd *rand.Rand, kind int, t int64) sample {
-	switch {
-	case kind%6 == 4:
+	switch kind % 6 {
+	case 4:
 		return sample{t: t, h: &histogram.Histogram{
 			Schema: 1, ZeroThreshold: 0.001, ZeroCount: 2, Count: 2 + 3, Sum: rnd.Float64() * 100,
 			PositiveSpans: []histogram.Span{{Offset: int32(rnd.IntN(3)), Length: 2}}, PositiveBuckets: []int64{1, 1},
 		}}
-	case kind%6 == 5:
+	case 5:
 		return sample{t: t, fh: &histogram.FloatHistogram{
 			Schema: 0, ZeroThreshold: 0.001, ZeroCount: 1, Count: 4.5, Sum: rnd.Float64() * 100,
 			PositiveSpans: []histogram.Span{{Offset: 1, Length: 2}}, PositiveBuckets: []float64{1.5, 2},

@@ -2,7 +2,6 @@ package block
 
 import (
 	"encoding/json"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -202,7 +201,7 @@ func TestVisibleCoversEverything(t *testing.T) {
 					got[c] = true
 				}
 			}
-			require.Len(t, got, int(id), fmt.Sprintf("seed %d", seed))
+			require.Len(t, got, int(id), "seed %d", seed)
 		}
 	}
 }

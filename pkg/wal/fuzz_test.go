@@ -39,7 +39,7 @@ func FuzzReplay(f *testing.F) {
 		var read int64
 		stats, err := Replay(testDir, o, nil, func(r []byte) error {
 			read += int64(len(r) + frameHeaderSize)
-			require.LessOrEqual(t, int64(len(r)), int64(o.MaxRecordSize))
+			require.LessOrEqual(t, int64(len(r)), o.MaxRecordSize)
 			return nil
 		})
 		require.NoError(t, err)

@@ -105,8 +105,8 @@ func (l *Log) Enqueue(parts ...[]byte) Ticket {
 	switch {
 	case l.closed:
 		t.err = ErrClosed
-	case size > int64(l.o.MaxRecordSize):
-		t.err = &RecordTooLargeError{Size: size, Max: int64(l.o.MaxRecordSize)}
+	case size > l.o.MaxRecordSize:
+		t.err = &RecordTooLargeError{Size: size, Max: l.o.MaxRecordSize}
 	default:
 		t.group = l.pending
 		t.group.add(parts)

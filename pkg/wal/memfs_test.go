@@ -170,8 +170,8 @@ func (m *memFS) check(op, name string) error {
 // find returns a node, its folder and its name; the node is nil if it is not there.
 func (m *memFS) find(path string) (node, parent *memNode, name string, err error) {
 	node = m.root
-	parts := strings.Split(strings.Trim(filepath.ToSlash(path), "/"), "/")
-	for _, part := range parts {
+	parts := strings.SplitSeq(strings.Trim(filepath.ToSlash(path), "/"), "/")
+	for part := range parts {
 		if node == nil || !node.dir {
 			return nil, nil, "", &fs.PathError{Op: "find", Path: path, Err: fs.ErrNotExist}
 		}
@@ -393,8 +393,7 @@ func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 	n, err := len(p), f.check("write")
 	if err != nil {
 		n = 0
-		var short shortWrite
-		if errors.As(err, &short) {
+		if short, ok := errors.AsType[shortWrite](err); ok {
 			n = min(int(short), len(p))
 		}
 	}

@@ -126,7 +126,7 @@ func (r *replayer) segment(s diskSegment, end int64, last bool) error {
 	}
 	defer f.Close()
 	r.stats.Segments++
-	sc := scanner{r: f, id: r.id, end: end, max: int64(r.o.MaxRecordSize), skip: r.o.SkipUnreadable}
+	sc := scanner{r: f, id: r.id, end: end, max: r.o.MaxRecordSize, skip: r.o.SkipUnreadable}
 	if s.ok {
 		sc.pos = segmentHeaderSize
 		r.skipTo(mark{s.header.start, s.header.seq})

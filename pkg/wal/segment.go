@@ -273,7 +273,7 @@ func (l *Log) rewrite(seg *segment, off int64, seq uint64) (*segment, error) {
 
 // copyFrames appends the frames of seg from off on to next, checking each: the kernel may have dropped what it could not write.
 func (l *Log) copyFrames(next, seg *segment, off int64) error {
-	s := scanner{r: seg.f, id: l.id, pos: off, end: seg.off, max: int64(l.o.MaxRecordSize)}
+	s := scanner{r: seg.f, id: l.id, pos: off, end: seg.off, max: l.o.MaxRecordSize}
 	var buf []byte
 	for {
 		f, ok, err := s.next()
