@@ -78,10 +78,10 @@ func newFixture(t testing.TB, change func(*Options)) *fixture {
 		for _, to := range []*teststorage.TestStorage{both, half} {
 			app := to.AppenderV2(t.Context())
 			for _, job := range []string{"a", "b"} {
-				_, err := app.Append(0, labels.FromStrings(labels.MetricName, "up", "job", job), 0, i*15_000, float64(i%3), nil, nil, storage.AOptions{})
+				_, err := app.Append(0, labels.FromStrings(model.MetricNameLabel, "up", "job", job), 0, i*15_000, float64(i%3), nil, nil, storage.AOptions{})
 				require.NoError(t, err)
 			}
-			_, err := app.Append(0, labels.FromStrings(labels.MetricName, "native"), 0, i*15_000, 0, tsdbutil.GenerateTestHistogram(i), nil, storage.AOptions{
+			_, err := app.Append(0, labels.FromStrings(model.MetricNameLabel, "native"), 0, i*15_000, 0, tsdbutil.GenerateTestHistogram(i), nil, storage.AOptions{
 				Exemplars: []exemplar.Exemplar{{Labels: labels.FromStrings("trace", fmt.Sprint(i)), Value: 1, Ts: i * 15_000, HasTs: true}},
 			})
 			require.NoError(t, err)
@@ -142,7 +142,7 @@ func decode(t *testing.T, w *httptest.ResponseRecorder) (e envelope) {
 }
 
 // reference is Prometheus's API as it is, over one TSDB.
-func reference(t *testing.T, db *teststorage.TestStorage) http.Handler {
+func reference(db *teststorage.TestStorage) http.Handler {
 	p := parser.NewParser(parser.Options{ExperimentalDurationExpr: true})
 	engine := promql.NewEngine(promql.EngineOpts{
 		MaxSamples: 1e6, Timeout: time.Minute, EnableAtModifier: true, EnableNegativeOffset: true, Parser: p,
@@ -158,28 +158,69 @@ var timings = regexp.MustCompile(`"timings":{[^}]*},`)
 // Answers are, byte for byte, those of Prometheus's own API.
 func TestAnswersAreThoseOfPrometheus(t *testing.T) {
 	f := newFixture(t, nil)
-	prom := reference(t, f.both)
+	prom := reference(f.both)
 	const span = "start=0&end=1500&step=15"
 	q := url.QueryEscape
 	for _, c := range [][2]string{
-		{"query", "query=" + q(`sort(up)`) + "&time=1485"}, {"query", "query=" + q(`sum(up)`) + "&time=700"}, {"query", "query=1&time=1"},
-		{"query", "query=" + q(`"text"`) + "&time=1"}, {"query", "query=" + q(`native`) + "&time=800"}, {"query", "query=" + q(`sort(up)`) + "&time=1485&limit=1"},
-		{"query", "query=" + q(`up{job="a"}[5m]`) + "&time=900"}, {"query", "query=" + q(`rate(up[5m])`) + "&time=900"}, {"query", "query=" + q(`nothing`)},
-		{"query", "query=" + q(`up{`)}, {"query", ""}, {"query", "query=up&time=x"}, {"query", "query=up&timeout=x"}, {"query", "query=up&limit=x"},
-		{"query", "query=" + q(`up{job="a"}`) + "&time=1500&lookback_delta=1"}, {"query", "query=" + q(`up{job="a"}`) + "&time=1500&lookback_delta=1m"},
+		{"query", "query=" + q(`sort(up)`) + "&time=1485"},
+		{"query", "query=" + q(`sum(up)`) + "&time=700"},
+		{"query", "query=1&time=1"},
+		{"query", "query=" + q(`"text"`) + "&time=1"},
+		{"query", "query=" + q(`native`) + "&time=800"},
+		{"query", "query=" + q(`sort(up)`) + "&time=1485&limit=1"},
+		{"query", "query=" + q(`up{job="a"}[5m]`) + "&time=900"},
+		{"query", "query=" + q(`rate(up[5m])`) + "&time=900"},
+		{"query", "query=" + q(`nothing`)},
+		{"query", "query=" + q(`up{`)},
+		{"query", ""},
+		{"query", "query=up&time=x"},
+		{"query", "query=up&timeout=x"},
+		{"query", "query=up&limit=x"},
+		{"query", "query=" + q(`up{job="a"}`) + "&time=1500&lookback_delta=1"},
+		{"query", "query=" + q(`up{job="a"}`) + "&time=1500&lookback_delta=1m"},
 		{"query", "query=" + q(`up{job="a"}`) + "&time=1&stats=no"},
-		{"query_range", "query=up&" + span}, {"query_range", "query=" + q(`sum(rate(up[2m]))`) + "&" + span}, {"query_range", "query=native&" + span},
-		{"query_range", "query=" + q(`up[5m]`) + "&" + span}, {"query_range", "query=up&start=2&end=1&step=1"}, {"query_range", "query=up&start=0&end=1e6&step=1"},
-		{"query_range", "query=up&start=0&end=1&step=0"}, {"query_range", ""}, {"query_range", "query=up&" + span + "&limit=1"},
-		{"series", "match[]=up"}, {"series", "match[]=up&match[]=native"}, {"series", ""}, {"series", "match[]=up&limit=1"}, {"series", "match[]=up{"},
-		{"series", "match[]=up&start=x"}, {"series", "match[]=" + q(`{job=~".*"}`)},
-		{"labels", ""}, {"labels", "match[]=up"}, {"labels", "match[]=up&match[]=native"}, {"labels", "limit=1"}, {"labels", "limit=-1"},
-		{"label/job/values", ""}, {"label/__name__/values", ""}, {"label/job/values", "match[]=" + q(`up{job="a"}`)}, {"label/job/values", "limit=1"},
-		{"label/nothing/values", ""}, {"label/U__job/values", ""}, {"label/job/values", "match[]="},
-		{"query_exemplars", "query=native&start=0&end=1e6"}, {"query_exemplars", "query=1"}, {"query_exemplars", "query=" + q(`native{`)}, {"query_exemplars", "query=native&start=9&end=1"},
-		{"format_query", "query=" + q(`sum(up)by(job)/2`)}, {"format_query", "query=" + q(`sum(`)}, {"format_query", ""},
-		{"parse_query", "query=" + q(`sum(up)by(job)/2`)}, {"parse_query", "query=" + q(`sum(`)},
-		{"rules", ""}, {"rules", "type=alert"}, {"rules", "type=x"}, {"rules", "match[]={"}, {"status/buildinfo", ""},
+		{"query_range", "query=up&" + span},
+		{"query_range", "query=" + q(`sum(rate(up[2m]))`) + "&" + span},
+		{"query_range", "query=native&" + span},
+		{"query_range", "query=" + q(`up[5m]`) + "&" + span},
+		{"query_range", "query=up&start=2&end=1&step=1"},
+		{"query_range", "query=up&start=0&end=1e6&step=1"},
+		{"query_range", "query=up&start=0&end=1&step=0"},
+		{"query_range", ""},
+		{"query_range", "query=up&" + span + "&limit=1"},
+		{"series", "match[]=up"},
+		{"series", "match[]=up&match[]=native"},
+		{"series", ""},
+		{"series", "match[]=up&limit=1"},
+		{"series", "match[]=up{"},
+		{"series", "match[]=up&start=x"},
+		{"series", "match[]=" + q(`{job=~".*"}`)},
+		{"labels", ""},
+		{"labels", "match[]=up"},
+		{"labels", "match[]=up&match[]=native"},
+		{"labels", "limit=1"},
+		{"labels", "limit=-1"},
+		{"label/job/values", ""},
+		{"label/__name__/values", ""},
+		{"label/job/values", "match[]=" + q(`up{job="a"}`)},
+		{"label/job/values", "limit=1"},
+		{"label/nothing/values", ""},
+		{"label/U__job/values", ""},
+		{"label/job/values", "match[]="},
+		{"query_exemplars", "query=native&start=0&end=1e6"},
+		{"query_exemplars", "query=1"},
+		{"query_exemplars", "query=" + q(`native{`)},
+		{"query_exemplars", "query=native&start=9&end=1"},
+		{"format_query", "query=" + q(`sum(up)by(job)/2`)},
+		{"format_query", "query=" + q(`sum(`)},
+		{"format_query", ""},
+		{"parse_query", "query=" + q(`sum(up)by(job)/2`)},
+		{"parse_query", "query=" + q(`sum(`)},
+		{"rules", ""},
+		{"rules", "type=alert"},
+		{"rules", "type=x"},
+		{"rules", "match[]={"},
+		{"status/buildinfo", ""},
 	} {
 		path := prefix + "/" + c[0]
 		want := do(prom, http.MethodGet, path, c[1])

@@ -138,8 +138,7 @@ func (a *api) serveForm(w http.ResponseWriter, r *http.Request, next http.Handle
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, a.o.MaxForm)
 	if err := parseForm(r); err != nil {
-		var tooLarge *http.MaxBytesError
-		if errors.As(err, &tooLarge) {
+		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			a.fail(w, tooLargeForm, fmt.Errorf("the form has more than %d bytes", tooLarge.Limit))
 			return
 		}

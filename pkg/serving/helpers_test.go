@@ -147,14 +147,14 @@ func (s floatSample) Copy() chunks.Sample           { return s }
 // splitStorage is a storage.Storage that spreads what is appended over several TSDBs, which are a Queryable's sources.
 type splitStorage struct {
 	storage.SampleAndChunkQueryable
-	dbs []*teststorage.TestStorage
-	rnd *rand.Rand
+	dbs  []*teststorage.TestStorage
+	seed uint64
 	// lies is how often a source of lower precedence also gets the timestamp, with another value.
 	lies float64
 }
 
 func newSplitStorage(t testing.TB, n int, seed uint64, o Options) *splitStorage {
-	s := &splitStorage{rnd: rand.New(rand.NewPCG(seed, 1))}
+	s := &splitStorage{seed: seed}
 	set := NewSet()
 	var add []Entry
 	for i := range n {
@@ -254,9 +254,11 @@ type splitAppender struct {
 }
 
 func (a *splitAppender) Append(_ storage.SeriesRef, ls labels.Labels, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram, o storage.AppendV2Options) (storage.SeriesRef, error) {
-	at := a.s.rnd.IntN(len(a.apps))
-	if at > 0 && a.s.rnd.Float64() < a.s.lies {
-		if _, err := a.apps[a.s.rnd.IntN(at)].Append(0, ls, 0, t, 1e9, nil, nil, o); err != nil {
+	// By what the sample is, not by the order in which samples come, which is random in scripts.
+	rnd := rand.New(rand.NewPCG(a.s.seed^ls.Hash(), uint64(t)))
+	at := rnd.IntN(len(a.apps))
+	if at > 0 && rnd.Float64() < a.s.lies {
+		if _, err := a.apps[rnd.IntN(at)].Append(0, ls, 0, t, 1e9, nil, nil, o); err != nil {
 			return 0, err
 		}
 	}

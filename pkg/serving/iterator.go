@@ -70,7 +70,7 @@ func (p *plainIterator) Next() chunkenc.ValueType {
 	return chunkenc.ValNone
 }
 
-func (p *plainIterator) Seek(t int64) chunkenc.ValueType { //nolint:govet // chunkenc.Iterator wants it, not io.Seeker
+func (p *plainIterator) Seek(t int64) chunkenc.ValueType {
 	if p.done {
 		return chunkenc.ValNone
 	}

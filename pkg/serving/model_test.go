@@ -24,7 +24,7 @@ import (
 )
 
 // Prometheus's own scripts, over one source and over several that the samples are spread over. Where a histogram's predecessor is in
-// another source, the merge leaves it to the reader to detect a reset; so these expectations alone are taken out in the second case.
+// another source, the merge leaves it to the reader to detect a reset; so what is expected of these hints is taken out in the second case.
 func TestPrometheusScripts(t *testing.T) {
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/prometheus/prometheus").Output()
 	require.NoError(t, err)
@@ -49,20 +49,24 @@ func TestPrometheusScripts(t *testing.T) {
 	}
 }
 
-// withoutHints takes counter reset hints out of expected results, but not out of what is loaded.
+// withoutHints takes counter reset hints, and warnings of conflicts between them, out of what is expected, but not out of what is loaded.
 func withoutHints(script []byte) []byte {
 	hint := regexp.MustCompile(`counter_reset_hint:(not_)?reset`)
-	lines := strings.Split(string(script), "\n")
+	var out []string
 	loading := false
-	for i, line := range lines {
+	for line := range strings.SplitSeq(string(script), "\n") {
 		if !strings.HasPrefix(line, " ") && !strings.HasPrefix(line, "\t") {
 			loading = strings.HasPrefix(line, "load")
 		}
-		if !loading {
-			lines[i] = hint.ReplaceAllString(line, "")
+		if strings.Contains(line, "expect warn") && strings.Contains(line, "conflicting counter resets") {
+			continue
 		}
+		if !loading {
+			line = hint.ReplaceAllString(line, "")
+		}
+		out = append(out, line)
 	}
-	return []byte(strings.Join(lines, "\n"))
+	return []byte(strings.Join(out, "\n"))
 }
 
 var modelQueries = []string{
