@@ -262,3 +262,6 @@ require (
 )
 
 tool github.com/magefile/mage
+
+// Some of what npm brings are Go files.
+ignore ./node_modules
