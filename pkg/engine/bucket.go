@@ -39,10 +39,12 @@ type bucketState struct {
 	listed  time.Time // of the last listing that succeeded
 	err     error
 	unknown *unknownBlocks // in the set while nothing is known of the bucket
+
+	turn chan struct{} // held by the one that lists, so that an older listing never replaces a newer one
 }
 
 func newBucketState() *bucketState {
-	return &bucketState{blocks: map[ulid.ULID]*blockSource{}, since: map[ulid.ULID]uint64{}}
+	return &bucketState{blocks: map[ulid.ULID]*blockSource{}, since: map[ulid.ULID]uint64{}, turn: make(chan struct{}, 1)}
 }
 
 // uploaded puts the bucket's copy of a block in the place of the local one.
@@ -245,6 +247,12 @@ func (e *Engine) syncOnSchedule(ctx context.Context) {
 func (e *Engine) syncBucket(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout*6)
 	defer cancel()
+	select {
+	case e.data.synced.turn <- struct{}{}:
+		defer func() { <-e.data.synced.turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("wait for another listing of the bucket: %w", ctx.Err())
+	}
 	mark := e.data.synced.mark()
 	listed, err := e.data.lister.List(ctx)
 	if err != nil {

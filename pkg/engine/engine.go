@@ -101,6 +101,7 @@ type Engine struct {
 	problems    map[string]error // by component
 	generations []*generation    // in number order, the active one last
 	local       []*localBlock    // in order of upload
+	atRisk      uint64           // the newest generation that a failed sync of the log put at risk; 0 is none
 	sealed      chan struct{}    // a token: generations wait to be written
 	uploadable  chan struct{}    // a token: local blocks wait to be uploaded
 	opened      chan struct{}    // closed when the engine is ready for the first time

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 }
 
 // testConfig are the defaults, with nothing that happens by itself.
-func testConfig(t *testing.T, path string, args ...string) Config {
+func testConfig(t testing.TB, path string, args ...string) Config {
 	t.Helper()
 	var cfg Config
 	app := kingpin.New("test", "").Terminate(nil)

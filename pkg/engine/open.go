@@ -154,6 +154,11 @@ func (e *Engine) syncFailed(err *wal.SyncError) {
 		return
 	}
 	e.report("log sync", err)
+	e.mu.Lock()
+	if n := len(e.generations); n > 0 {
+		e.atRisk = e.generations[n-1].Number
+	}
+	e.mu.Unlock()
 	e.data.sealNow.Store(true)
 	signal(e.data.full)
 }

@@ -62,12 +62,12 @@ func (e *Engine) rotate() error {
 	}
 	old.inflight.Wait()
 	old.mem.Seal()
-	e.mu.Lock()
-	old.sealed = true
-	e.mu.Unlock()
 	if err := old.log.Close(); err != nil {
 		e.logger.Warn("closing the log of a sealed generation failed", "generation", old.Number, "err", err)
 	}
+	e.mu.Lock()
+	old.sealed = true // from here on a flush may remove the log
+	e.mu.Unlock()
 	e.logger.Info("sealed a generation", "generation", old.Number, "series", old.mem.Stats().Series, "samples", old.mem.Stats().Samples)
 	signal(e.sealed)
 	return nil
@@ -145,7 +145,14 @@ func (e *Engine) flush(ctx context.Context, g *generation) ([]*localBlock, error
 	e.mu.Lock()
 	e.generations = without(e.generations, g)
 	e.local = append(e.local, blocks...)
+	atRisk := e.atRisk
+	if g.Number >= atRisk {
+		e.atRisk = 0
+	}
 	e.mu.Unlock()
+	if atRisk > 0 && g.Number >= atRisk {
+		e.report("log sync", nil)
+	}
 	e.measureDisk()
 	return blocks, nil
 }
