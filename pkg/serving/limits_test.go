@@ -174,7 +174,7 @@ func TestSelectingEverythingIsStoppedByMemory(t *testing.T) {
 
 // A series that has samples for a short time only costs little, however long the query is.
 func TestShortSeriesInALongQueryFit(t *testing.T) {
-	engine, q, _ := limited(16<<20, memory(Speed, 1, many(2000, "m", 10)...))
+	engine, q, _ := limited(16<<20, memory(Speed, 1, many(200, "m", 10)...))
 	_, err := run(t, engine, q, `sum(rate(m[1m]))`, 30*time.Hour, 10*time.Second)
 	require.NoError(t, err)
 }
