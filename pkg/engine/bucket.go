@@ -38,7 +38,7 @@ type bucketState struct {
 	since   map[ulid.ULID]uint64
 	listed  time.Time // of the last listing that succeeded
 	err     error
-	unknown *unknownBlocks // in the set while nothing is known of the bucket
+	unknown []serving.Source // in the set from a start without the bucket to the first listing
 
 	turn chan struct{} // held by the one that lists, so that an older listing never replaces a newer one
 }
@@ -105,12 +105,26 @@ func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Met
 		s.blocks[b.meta.ULID], s.since[b.meta.ULID] = b, 0
 		add = append(add, serving.Entry{Source: b, Release: func() { _ = b.Close() }})
 	}
-	if s.unknown != nil {
-		remove = append(remove, s.unknown)
-		s.unknown = nil
-	}
+	remove = append(remove, s.unknown...)
+	s.unknown = nil
 	set.Replace(remove, add)
 	s.listed, s.err = time.Now(), nil
+}
+
+// assume lets queries see what was in the bucket once, before the first listing; where they need what is unknown they meet an error.
+func (s *bucketState) assume(set *serving.Set, opened []*blockSource, unknown []serving.Source) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var add []serving.Entry
+	for _, b := range opened {
+		s.blocks[b.meta.ULID], s.since[b.meta.ULID] = b, 0
+		add = append(add, serving.Entry{Source: b, Release: func() { _ = b.Close() }})
+	}
+	for _, u := range unknown {
+		add = append(add, serving.Entry{Source: u})
+	}
+	s.unknown = unknown
+	set.Replace(nil, add)
 }
 
 func (s *bucketState) metas() []block.Meta {
@@ -124,7 +138,22 @@ func (s *bucketState) metas() []block.Meta {
 	return out
 }
 
-// unknownBlocks stands for a bucket of which nothing is known: an answer that needs it is an error, not silently incomplete.
+// unknownBlock stands for a block that cannot be opened while the bucket is away: an answer that needs it is an error, not silently incomplete.
+type unknownBlock struct {
+	meta block.Meta
+	err  error
+}
+
+func (*unknownBlock) Layer() serving.Layer            { return serving.Batch }
+func (u *unknownBlock) Generations() (uint64, uint64) { return u.meta.Generations() }
+func (u *unknownBlock) MinTime() int64                { return u.meta.MinTime }
+func (u *unknownBlock) MaxTime() int64                { return u.meta.MaxTime - 1 }
+
+func (u *unknownBlock) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error) {
+	return nil, fmt.Errorf("the bucket has not been reached since the start, and block %s is there (layer=speed answers without it): %w", u.meta.ULID, u.err)
+}
+
+// unknownBlocks stands for a bucket of which nothing is known.
 type unknownBlocks struct{ err error }
 
 func (*unknownBlocks) Layer() serving.Layer          { return serving.Batch }
@@ -215,13 +244,15 @@ func (e *Engine) uploading(id ulid.ULID) bool {
 func (e *Engine) firstSync(ctx context.Context) uint64 {
 	err := e.syncBucket(ctx)
 	e.report("bucket", err)
+	metas := e.data.synced.metas()
 	if err != nil {
-		if err := e.useOldListing(ctx, err); err != nil {
-			e.logger.Warn("starting without the bucket", "err", err)
+		var lost error
+		if metas, lost = e.useOldListing(ctx, err); lost != nil {
+			e.logger.Warn("starting without the bucket", "err", lost)
 		}
 	}
 	highest := uint64(0)
-	for _, m := range e.data.synced.metas() {
+	for _, m := range metas {
 		_, number := m.Generations()
 		highest = max(highest, number)
 	}
@@ -283,14 +314,18 @@ func (e *Engine) show(ctx context.Context, mark uint64, visible []block.Meta) er
 		}
 		opened = append(opened, b)
 	}
-	e.mu.Lock()
-	local := map[ulid.ULID]bool{}
-	for _, b := range e.local {
-		local[b.meta.ULID] = true
-	}
-	e.mu.Unlock()
-	e.data.synced.listing(e.set, mark, visible, opened, local)
+	e.data.synced.listing(e.set, mark, visible, opened, e.localIDs())
 	return nil
+}
+
+func (e *Engine) localIDs() map[ulid.ULID]bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ids := map[ulid.ULID]bool{}
+	for _, b := range e.local {
+		ids[b.meta.ULID] = true
+	}
+	return ids
 }
 
 // openBucketBlock makes a source of a block in the bucket; nothing is read before the first query.
@@ -310,27 +345,36 @@ func (e *Engine) saveListing(metas []block.Meta) error {
 	return writeFile(filepath.Join(e.data.path, listingFile), raw)
 }
 
-// useOldListing lets queries see what was in the bucket when it was last reached. Without such a listing, queries that need the bucket fail.
-func (e *Engine) useOldListing(ctx context.Context, cause error) error {
+// useOldListing lets queries see what was in the bucket when it was last reached, and returns that. Queries that need a block which cannot be
+// opened without the bucket fail; so do all that need the bucket if there is no such listing.
+func (e *Engine) useOldListing(ctx context.Context, cause error) ([]block.Meta, error) {
 	var metas []block.Meta
 	raw, err := os.ReadFile(filepath.Join(e.data.path, listingFile))
 	if err == nil {
 		err = json.Unmarshal(raw, &metas)
 	}
-	if err == nil {
-		if err = e.show(ctx, 0, metas); err == nil {
-			return nil
+	if err != nil {
+		e.data.synced.assume(e.set, nil, []serving.Source{&unknownBlocks{err: cause}})
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("read the last listing of the bucket: %w", err)
+	}
+	local := e.localIDs()
+	var opened []*blockSource
+	var unknown []serving.Source
+	for _, m := range metas {
+		if local[m.ULID] {
+			continue
+		}
+		if b, err := e.openBucketBlock(ctx, m); err != nil {
+			unknown = append(unknown, &unknownBlock{meta: m, err: err})
+		} else {
+			opened = append(opened, b)
 		}
 	}
-	u := &unknownBlocks{err: cause}
-	e.data.synced.mu.Lock()
-	e.data.synced.unknown = u
-	e.data.synced.mu.Unlock()
-	e.set.Replace(nil, []serving.Entry{{Source: u}})
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return fmt.Errorf("read the last listing of the bucket: %w", err)
+	e.data.synced.assume(e.set, opened, unknown)
+	return metas, nil
 }
 
 // writeFile replaces a file in one step.

@@ -31,16 +31,28 @@ func (u *diskUsage) refusal() error {
 func (e *Engine) measureDisk() {
 	u := &diskUsage{limit: e.cfg.Storage.LocalLimit, reserve: reserveBytes}
 	e.mu.Lock()
+	active := int64(0)
 	for _, g := range e.generations {
+		stats := g.mem.Stats()
+		own := stats.Bytes / 2
+		u.pending += own
 		if g.log != nil {
 			u.used += g.log.Size()
+			own += g.log.Size()
 		}
-		u.pending += g.mem.Stats().Bytes / 2
+		if !g.sealed && stats.Samples > 0 {
+			active = own
+		}
 	}
 	for _, b := range e.local {
 		u.used += b.size
 	}
 	e.mu.Unlock()
+	// What waits for the next seal cannot leave for the bucket: it must not be that which fills the disk.
+	if active > u.limit/4 && u.used+u.pending > u.limit/2 {
+		e.data.sealNow.Store(true)
+		signal(e.data.full)
+	}
 	free, total, err := freeBytes(e.data.path)
 	if err != nil {
 		e.report("disk", err)

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"github.com/thanos-io/objstore"
 
 	"github.com/millrace/millrace/pkg/batch"
@@ -189,10 +190,10 @@ func (e *Engine) recover(ctx context.Context, logs []uint64, highest uint64) err
 		if err != nil {
 			return err
 		}
+		highest = max(highest, number)
 		if g == nil {
 			continue
 		}
-		highest = max(highest, g.Number)
 		if i == len(logs)-1 && time.Since(time.UnixMilli(g.Created)) < staleGeneration {
 			e.publish(g)
 			return e.continueGeneration(g, began)
@@ -281,7 +282,11 @@ func (e *Engine) quarantine(dir string, cause error) error {
 	if err := os.MkdirAll(aside, 0o750); err != nil {
 		return errors.Join(cause, err)
 	}
-	if err := os.Rename(dir, filepath.Join(aside, filepath.Base(dir))); err != nil {
+	target := filepath.Join(aside, filepath.Base(dir))
+	if _, err := os.Lstat(target); err == nil {
+		target += "." + ulid.Make().String() // one of that name came before it
+	}
+	if err := os.Rename(dir, target); err != nil {
 		return errors.Join(cause, err)
 	}
 	e.logger.Error("what cannot be read was moved aside", "from", dir, "to", aside, "err", cause)

@@ -1,0 +1,223 @@
+package engine
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/golang/snappy"
+	"github.com/prometheus/prometheus/prompb"
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/serving"
+)
+
+const dayMillis = 24 * 60 * 60 * 1000
+
+// movableBucket is a bucket in a folder that can be taken away: a link that leads nowhere but to itself stands in its place then.
+type movableBucket struct {
+	t          testing.TB
+	dir, aside string
+}
+
+func newMovableBucket(t testing.TB) *movableBucket {
+	dir := t.TempDir()
+	return &movableBucket{t: t, dir: filepath.Join(dir, "bucket"), aside: filepath.Join(dir, "aside")}
+}
+
+func (b *movableBucket) config(path string) Config {
+	cfg := testConfig(b.t, path, "--objstore.config={type: FILESYSTEM, config: {directory: "+b.dir+"}}")
+	cfg.Bucket.SyncInterval = 100 * time.Millisecond
+	return cfg
+}
+
+func (b *movableBucket) away() {
+	if err := os.Rename(b.dir, b.aside); err != nil {
+		require.ErrorIs(b.t, err, os.ErrNotExist)
+	}
+	require.NoError(b.t, os.Symlink(b.dir, b.dir))
+}
+
+func (b *movableBucket) back() {
+	require.NoError(b.t, os.Remove(b.dir))
+	if err := os.Rename(b.aside, b.dir); err != nil {
+		require.ErrorIs(b.t, err, os.ErrNotExist)
+	}
+}
+
+// readError is the error of a query of all samples of a series in a layer.
+func readError(t *testing.T, e *Engine, layer serving.Layer, series string, at int64, span time.Duration) error {
+	t.Helper()
+	ctx := serving.WithLayer(t.Context(), layer)
+	q, err := e.queries.NewInstantQuery(ctx, e.queryable, nil, fmt.Sprintf("m{series=%q}[%dms]", series, span.Milliseconds()), time.UnixMilli(at))
+	require.NoError(t, err)
+	defer q.Close()
+	return q.Exec(ctx).Err
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	require.Eventually(t, ok, 30*time.Second, 20*time.Millisecond, what)
+}
+
+func problem(e *Engine, component string) string { return e.Layers().Problems[component] }
+
+func TestABucketThatIsAwayAtTheStart(t *testing.T) {
+	b := newMovableBucket(t)
+	b.away()
+	e := startEngine(t, b.config(t.TempDir()))
+	now := time.Now().UnixMilli()
+	write(t, e, "a", point{now - 1000, 1})
+	require.NoError(t, e.rotate())
+	require.NoError(t, e.flushSealed(t.Context()))
+	write(t, e, "a", point{now, 2})
+	want := []point{{now - 1000, 1}, {now, 2}}
+
+	require.Equal(t, want, read(t, e, serving.Speed, "a", now, time.Hour), "what is local answers")
+	for _, layer := range []serving.Layer{serving.Merged, serving.Batch} {
+		require.ErrorContains(t, readError(t, e, layer, "a", now, time.Hour), "the bucket has not been reached since the start")
+	}
+	require.Equal(t, Ready, e.State().Phase)
+	require.ErrorContains(t, e.State().Err, "bucket")
+	require.False(t, e.Layers().Bucket.Reachable)
+
+	b.back()
+	eventually(t, "the bucket is found again", func() bool {
+		return e.State().Err == nil && len(e.Layers().Blocks) == 1 && e.Layers().Blocks[0].Location == "bucket"
+	})
+	require.Equal(t, want, read(t, e, serving.Merged, "a", now, time.Hour))
+	require.Equal(t, want[:1], read(t, e, serving.Batch, "a", now, time.Hour))
+	require.NoError(t, e.RunBatch(t.Context()))
+	require.Equal(t, want, read(t, e, serving.Batch, "a", now, time.Hour))
+}
+
+func TestABucketThatGoesAwayAndComesBack(t *testing.T) {
+	b := newMovableBucket(t)
+	e := startEngine(t, b.config(t.TempDir()))
+	now := time.Now().UnixMilli()
+	write(t, e, "a", point{now - 2*dayMillis, 1})
+	require.NoError(t, e.RunBatch(t.Context()))
+
+	b.away()
+	write(t, e, "a", point{now - 1000, 2})
+	require.Error(t, e.RunBatch(t.Context()))
+	write(t, e, "a", point{now, 3})
+	eventually(t, "the outage shows", func() bool { return problem(e, "bucket") != "" && problem(e, "upload") != "" })
+	require.Equal(t, []point{{now - 1000, 2}, {now, 3}}, read(t, e, serving.Speed, "a", now, time.Hour))
+	require.Equal(t, []point{{now - 1000, 2}, {now, 3}}, read(t, e, serving.Merged, "a", now, time.Hour), "a range that no block in the bucket touches")
+
+	b.back()
+	eventually(t, "the outage ends", func() bool { return problem(e, "bucket") == "" && problem(e, "upload") == "" })
+	require.NoError(t, e.RunBatch(t.Context()))
+	require.Equal(t, []point{{now - 2*dayMillis, 1}, {now - 1000, 2}, {now, 3}}, read(t, e, serving.Batch, "a", now, 72*time.Hour))
+	require.Empty(t, read(t, e, serving.Speed, "a", now, 72*time.Hour))
+}
+
+func TestAStartWithoutTheBucketKnowsWhatIsInIt(t *testing.T) {
+	b := newMovableBucket(t)
+	path := t.TempDir()
+	now := time.Now().UnixMilli()
+	e := startEngine(t, b.config(path))
+	write(t, e, "a", point{now - 2*dayMillis, 1})
+	require.NoError(t, e.RunBatch(t.Context()))
+	accepting := e.Layers().Watermarks.Accepting
+	blocks := e.Layers().Blocks
+	require.Len(t, blocks, 1)
+	stopEngine(t, e)
+
+	b.away()
+	require.NoError(t, os.RemoveAll(filepath.Join(path, walDir)), "so that numbers are known from the listing alone")
+	e = startEngine(t, b.config(path))
+	require.GreaterOrEqual(t, e.Layers().Watermarks.Accepting, accepting)
+	write(t, e, "a", point{now, 2})
+	require.Equal(t, []point{{now, 2}}, read(t, e, serving.Merged, "a", now, time.Hour), "a range that needs no block")
+	require.False(t, e.Layers().Bucket.Reachable)
+	require.ErrorContains(t, readError(t, e, serving.Merged, "a", now, 72*time.Hour), blocks[0].ULID.String())
+
+	b.back()
+	eventually(t, "the bucket is found again", func() bool { return e.State().Err == nil })
+	require.Equal(t, []point{{now - 2*dayMillis, 1}, {now, 2}}, read(t, e, serving.Merged, "a", now, 72*time.Hour))
+}
+
+// post sends n series of one sample as a sender does.
+func post(t testing.TB, h http.Handler, prefix string, n int, at int64) *httptest.ResponseRecorder {
+	t.Helper()
+	var req prompb.WriteRequest
+	for i := range n {
+		req.Timeseries = append(req.Timeseries, prompb.TimeSeries{
+			Labels:  []prompb.Label{{Name: "__name__", Value: "m"}, {Name: "series", Value: fmt.Sprintf("%s-%d", prefix, i)}},
+			Samples: []prompb.Sample{{Timestamp: at, Value: 1}},
+		})
+	}
+	raw, err := req.Marshal()
+	require.NoError(t, err)
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/api/v1/write", strings.NewReader(string(snappy.Encode(nil, raw))))
+	r.Header.Set("Content-Type", "application/x-protobuf")
+	r.Header.Set("Content-Encoding", "snappy")
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+func samplesInMemory(e *Engine) (n int64) {
+	for _, g := range e.Layers().Generations {
+		n += g.Samples
+	}
+	return n
+}
+
+// fill writes until the engine refuses, and returns the refusal.
+func fill(t *testing.T, e *Engine, at int64) *httptest.ResponseRecorder {
+	t.Helper()
+	for i := range 1000 {
+		if w := post(t, e.receiver, fmt.Sprintf("fill-%d", i), 500, at); w.Code != http.StatusNoContent {
+			return w
+		}
+		e.measureDisk()
+	}
+	require.Fail(t, "nothing was refused")
+	return nil
+}
+
+func TestTheLimitOfLocalDisk(t *testing.T) {
+	b := newMovableBucket(t)
+	cfg := b.config(t.TempDir())
+	cfg.Storage.LocalLimit = 4 << 20
+	e := startEngine(t, cfg)
+	now := time.Now().UnixMilli()
+	b.away()
+
+	w := fill(t, e, now)
+	require.Equal(t, http.StatusServiceUnavailable, w.Code)
+	require.NotEmpty(t, w.Header().Get("Retry-After"))
+	require.Contains(t, w.Body.String(), "--storage.local-limit")
+	eventually(t, "health says it", func() bool { return strings.Contains(problem(e, "disk"), "--storage.local-limit") })
+	// What is refused is not stored, and what is stored is still there, sealed or not.
+	require.Equal(t, http.StatusServiceUnavailable, post(t, e.receiver, "refused", 1, now).Code)
+	require.Empty(t, read(t, e, serving.Speed, "refused-0", now, time.Minute))
+	require.Len(t, read(t, e, serving.Speed, "fill-0-0", now, time.Minute), 1)
+
+	// Nobody seals for the user: what stands in the way goes to the bucket by itself once that is back.
+	b.back()
+	eventually(t, "writes are accepted again", func() bool { return post(t, e.receiver, "again", 1, now).Code == http.StatusNoContent })
+	require.Len(t, read(t, e, serving.Merged, "fill-0-0", now, time.Minute), 1)
+	require.Len(t, read(t, e, serving.Merged, "again-0", now, time.Minute), 1)
+	require.Empty(t, read(t, e, serving.Merged, "refused-0", now, time.Minute))
+}
+
+func TestAnUnavailableEngineAsksSendersToComeAgain(t *testing.T) {
+	e := startEngine(t, testConfig(t, t.TempDir()))
+	stopEngine(t, e)
+	w := post(t, e.receiver, "late", 1, time.Now().UnixMilli())
+	require.Equal(t, http.StatusServiceUnavailable, w.Code)
+	require.NotEmpty(t, w.Header().Get("Retry-After"))
+	require.Contains(t, w.Body.String(), string(Stopping))
+	var u *ingest.Unavailable
+	require.ErrorAs(t, appender{e}.Append(t.Context(), nil, nil, nil), &u)
+}
