@@ -42,11 +42,17 @@ func testConfig(t testing.TB, path string, args ...string) Config {
 	return cfg
 }
 
-func startEngine(t *testing.T, cfg Config) *Engine {
+func newEngine(t testing.TB, cfg Config) *Engine {
 	t.Helper()
 	reg := prometheus.NewRegistry()
 	e, err := New(cfg, reg, reg, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	require.NoError(t, err)
+	return e
+}
+
+func startEngine(t *testing.T, cfg Config) *Engine {
+	t.Helper()
+	e := newEngine(t, cfg)
 	e.Start(http.NotFoundHandler())
 	t.Cleanup(func() { stopEngine(t, e) })
 	select {

@@ -47,7 +47,7 @@ type dataPath struct {
 	cache      *block.Cache
 	runner     *batch.Runner
 	full       chan struct{} // a token: the active generation is full, or sealNow is set
-	sealNow    atomic.Bool   // the log cannot be trusted with what it holds
+	sealNow    atomic.Bool   // the log cannot be trusted with what it holds, or there is no room for more, or a seal failed
 	synced     *bucketState
 }
 

@@ -26,14 +26,17 @@ func (e *Engine) sealOnSchedule(ctx context.Context) {
 		case <-t.C:
 		case <-e.data.full:
 			t.Stop()
-			if g := e.activeGeneration(); g == nil || !e.data.sealNow.Swap(false) && g.mem.Stats().Bytes <= e.cfg.Speed.SealBytes {
+			if g := e.activeGeneration(); g == nil || !e.data.sealNow.Load() && g.mem.Stats().Bytes <= e.cfg.Speed.SealBytes {
 				continue // an older token
 			}
 		}
+		e.data.sealNow.Store(false)
 		err := e.rotate()
 		e.report("seal", err)
 		if err != nil {
 			sleep(ctx, time.Second)
+			e.data.sealNow.Store(true)
+			signal(e.data.full)
 		}
 	}
 }

@@ -1,0 +1,132 @@
+package engine
+
+import (
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// webConfig writes a web configuration file with the user u, whose password is p.
+func webConfig(t *testing.T) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "web.yml")
+	require.NoError(t, os.WriteFile(name, []byte("basic_auth_users:\n  u: $2a$04$epHjmQkPrwj.0fQ/VOS0vOKNNaNfTsEaIk51Nrs1DY25MPHeWMolq\n"), 0o600))
+	return name
+}
+
+func TestAListenerThatOthersReachWantsAuthentication(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "empty.yml")
+	require.NoError(t, os.WriteFile(empty, []byte("http_server_config:\n  http2: false\n"), 0o600))
+	users := webConfig(t)
+	for _, row := range []struct {
+		name    string
+		web     WebConfig
+		refused string
+	}{
+		{name: "no listener"},
+		{name: "loopback", web: WebConfig{ListenAddress: "127.0.0.1:0"}},
+		{name: "loopback, another address", web: WebConfig{ListenAddress: "127.1.2.3:0"}},
+		{name: "loopback, IPv6", web: WebConfig{ListenAddress: "[::1]:0"}},
+		{name: "localhost", web: WebConfig{ListenAddress: "localhost:0"}},
+		{name: "all addresses", web: WebConfig{ListenAddress: ":0"}, refused: "--web.allow-unauthenticated"},
+		{name: "all addresses, IPv4", web: WebConfig{ListenAddress: "0.0.0.0:0"}, refused: "--web.allow-unauthenticated"},
+		{name: "all addresses, IPv6", web: WebConfig{ListenAddress: "[::]:0"}, refused: "--web.allow-unauthenticated"},
+		{name: "a name", web: WebConfig{ListenAddress: "localhost.example.com:0"}, refused: "--web.allow-unauthenticated"},
+		{name: "with users", web: WebConfig{ListenAddress: ":0", ConfigFile: users}},
+		{name: "a file without users", web: WebConfig{ListenAddress: ":0", ConfigFile: empty}, refused: "--web.allow-unauthenticated"},
+		{name: "a file that is not there", web: WebConfig{ListenAddress: ":0", ConfigFile: empty + "x"}, refused: "--web.config.file"},
+		{name: "the user insists", web: WebConfig{ListenAddress: ":0", AllowUnauthenticated: true}},
+		{name: "no port", web: WebConfig{ListenAddress: "127.0.0.1"}, refused: "--web.listen-address"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			cfg := testConfig(t, t.TempDir())
+			cfg.Web = row.web
+			err := cfg.Validate()
+			if row.refused == "" {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorContains(t, err, row.refused)
+		})
+	}
+}
+
+func hello() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+}
+
+func status(t *testing.T, addr, user, password string) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/", nil)
+	require.NoError(t, err)
+	if user != "" {
+		req.SetBasicAuth(user, password)
+	}
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := c.Do(req)
+	require.NoError(t, err)
+	require.NoError(t, res.Body.Close())
+	return res.StatusCode
+}
+
+// listening starts an engine and returns the port that it listens on.
+func listening(t *testing.T, cfg Config) (*Engine, string) {
+	t.Helper()
+	e := newEngine(t, cfg)
+	e.Start(hello())
+	t.Cleanup(func() { stopEngine(t, e) })
+	eventually(t, "it listens", func() bool { return e.Addr() != nil })
+	_, port, err := net.SplitHostPort(e.Addr().String())
+	require.NoError(t, err)
+	return e, net.JoinHostPort("127.0.0.1", port)
+}
+
+func TestARefusedListenerIsAProblemOfHealthOnly(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	cfg.Web.ListenAddress = "0.0.0.0:0" // as if the check at the start had been left out
+	e := newEngine(t, cfg)
+	e.Start(hello())
+	t.Cleanup(func() { stopEngine(t, e) })
+	<-e.Opened()
+	eventually(t, "health says it", func() bool { return problem(e, "listener") != "" })
+	require.Contains(t, problem(e, "listener"), "--web.allow-unauthenticated")
+	require.Nil(t, e.Addr())
+	write(t, e, "a", point{time.Now().UnixMilli(), 1})
+}
+
+func TestTheListenerAsksWhoItIs(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	cfg.Web = WebConfig{ListenAddress: "0.0.0.0:0", ConfigFile: webConfig(t)}
+	_, addr := listening(t, cfg)
+	require.Equal(t, http.StatusUnauthorized, status(t, addr, "", ""))
+	require.Equal(t, http.StatusUnauthorized, status(t, addr, "u", "wrong"))
+	require.Equal(t, http.StatusTeapot, status(t, addr, "u", "p"))
+}
+
+func TestTheListenerOfAUserWhoInsists(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	cfg.Web = WebConfig{ListenAddress: "0.0.0.0:0", AllowUnauthenticated: true}
+	_, addr := listening(t, cfg)
+	require.Equal(t, http.StatusTeapot, status(t, addr, "", ""))
+}
+
+func TestAPortInUseIsTakenWhenItIsFree(t *testing.T) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	cfg := testConfig(t, t.TempDir())
+	cfg.Web.ListenAddress = l.Addr().String()
+	e := newEngine(t, cfg)
+	e.Start(hello())
+	t.Cleanup(func() { stopEngine(t, e) })
+	eventually(t, "health says it", func() bool { return problem(e, "listener") != "" })
+	require.Contains(t, problem(e, "listener"), l.Addr().String())
+	require.NoError(t, l.Close())
+	eventually(t, "it listens", func() bool { return problem(e, "listener") == "" && e.Addr() != nil })
+	require.Equal(t, http.StatusTeapot, status(t, cfg.Web.ListenAddress, "", ""))
+}
