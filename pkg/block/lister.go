@@ -40,7 +40,35 @@ type found struct{ files, meta, mark bool }
 
 // List returns all blocks that can be used, marked ones and replaced ones too. Blocks without meta.json do not exist (see
 // Partial); such as cannot be used are left out and returned by Bad. An error means that nothing is known.
+//
+// A listing of many pages is not one moment: it may show the last upload of a job without an earlier one. So a bucket in which a job has newly been
+// committed is listed again, and what is returned holds all outputs of every job that it shows committed.
 func (l *Lister) List(ctx context.Context) (map[ulid.ULID]Listed, error) {
+	for {
+		l.mu.Lock()
+		before := l.known
+		l.mu.Unlock()
+		now, err := l.list(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if !newlyCommitted(before, now) {
+			return now, nil
+		}
+	}
+}
+
+func newlyCommitted(before, now map[ulid.ULID]Listed) bool {
+	for id, b := range now {
+		if _, known := before[id]; !known && len(b.Meta.Replaces()) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// list lists the bucket once.
+func (l *Lister) list(ctx context.Context) (map[ulid.ULID]Listed, error) {
 	shown, err := l.scan(ctx)
 	if err != nil {
 		return nil, err
@@ -76,6 +104,11 @@ func (l *Lister) List(ctx context.Context) (map[ulid.ULID]Listed, error) {
 		})
 	}
 	if err := g.Wait(); err != nil {
+		// What was read is kept, so that a large bucket behind a slow network is listed in several attempts.
+		l.mu.Lock()
+		maps.Copy(next, l.known)
+		l.known = next
+		l.mu.Unlock()
 		return nil, fmt.Errorf("list blocks: %w", err)
 	}
 	slices.SortFunc(part, ulid.ULID.Compare)

@@ -37,9 +37,10 @@ func (e *Engine) runJobs(ctx context.Context, force bool) error {
 
 // RunBatch seals the active generation, brings it to the bucket, and runs all jobs that this makes due. It returns when that is done.
 func (e *Engine) RunBatch(ctx context.Context) error {
-	if p := e.State().Phase; p != Ready {
-		return fmt.Errorf("the engine is %s", p)
+	if err := e.enter(); err != nil {
+		return err
 	}
+	defer e.wg.Done()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(e.ctx, cancel)()
@@ -69,9 +70,10 @@ func (e *Engine) RunBatchJob(ctx context.Context, wait bool) (Job, error) {
 	if wait {
 		return job, e.RunBatch(ctx)
 	}
-	if p := e.State().Phase; p != Ready {
-		return Job{}, fmt.Errorf("the engine is %s", p)
+	if err := e.enter(); err != nil {
+		return Job{}, err
 	}
+	defer e.wg.Done()
 	job.State = "running"
 	e.loop("batch", func(ctx context.Context) {
 		if err := e.RunBatch(ctx); ctx.Err() == nil {

@@ -80,7 +80,7 @@ func (s *bucketState) missing(metas []block.Meta) []block.Meta {
 }
 
 // listing makes the visible blocks of a listing, begun at mark, those that queries see, in one step.
-func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Meta, opened []*blockSource, local map[ulid.ULID]bool) {
+func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Meta, opened []*blockSource, unknown []*unknownBlock, local map[ulid.ULID]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	keep := map[ulid.ULID]bool{}
@@ -107,6 +107,10 @@ func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Met
 	}
 	remove = append(remove, s.unknown...)
 	s.unknown = nil
+	for _, u := range unknown {
+		s.unknown = append(s.unknown, u)
+		add = append(add, serving.Entry{Source: u})
+	}
 	set.Replace(remove, add)
 	s.listed, s.err = time.Now(), nil
 }
@@ -138,7 +142,7 @@ func (s *bucketState) metas() []block.Meta {
 	return out
 }
 
-// unknownBlock stands for a block that cannot be opened while the bucket is away: an answer that needs it is an error, not silently incomplete.
+// unknownBlock stands for a block that cannot be opened, as when the bucket is away: an answer that needs it is an error, not silently incomplete.
 type unknownBlock struct {
 	meta block.Meta
 	err  error
@@ -150,7 +154,7 @@ func (u *unknownBlock) MinTime() int64                { return u.meta.MinTime }
 func (u *unknownBlock) MaxTime() int64                { return u.meta.MaxTime - 1 }
 
 func (u *unknownBlock) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error) {
-	return nil, fmt.Errorf("the bucket has not been reached since the start, and block %s is there (layer=speed answers without it): %w", u.meta.ULID, u.err)
+	return nil, fmt.Errorf("the answer needs a block of the bucket that cannot be opened (layer=speed answers without it): %w", u.err)
 }
 
 // unknownBlocks stands for a bucket of which nothing is known.
@@ -299,23 +303,46 @@ func (e *Engine) syncBucket(ctx context.Context) error {
 		metas = append(metas, l.Meta)
 	}
 	visible := block.Visible(metas)
-	if err := e.show(ctx, mark, visible); err != nil {
-		return err
+	e.report("bucket listing", e.saveListing(visible))
+	e.report("bucket blocks", unusable(e.data.lister.Bad()))
+	return e.show(ctx, mark, visible)
+}
+
+// unusable names the blocks whose samples are missing from answers because their meta.json cannot be used.
+func unusable(bad map[ulid.ULID]error) error {
+	var errs []error
+	for id, err := range bad {
+		errs = append(errs, fmt.Errorf("block %s is left out of answers: %w", id, err))
 	}
-	return e.saveListing(visible)
+	return errors.Join(errs...)
 }
 
 func (e *Engine) show(ctx context.Context, mark uint64, visible []block.Meta) error {
-	var opened []*blockSource
-	for _, m := range e.data.synced.missing(visible) {
+	var errs []error
+	local := e.localIDs()
+	opened, unknown := e.openBucketBlocks(ctx, e.data.synced.missing(visible), local)
+	for _, u := range unknown {
+		errs = append(errs, u.err)
+	}
+	e.data.synced.listing(e.set, mark, visible, opened, unknown, local)
+	return errors.Join(errs...)
+}
+
+// openBucketBlocks makes sources of blocks. One that cannot be opened does not keep the others from being seen.
+func (e *Engine) openBucketBlocks(ctx context.Context, metas []block.Meta, local map[ulid.ULID]bool) (opened []*blockSource, unknown []*unknownBlock) {
+	for _, m := range metas {
+		// A block that also stands on local disk comes in when its upload is confirmed.
+		if local[m.ULID] {
+			continue
+		}
 		b, err := e.openBucketBlock(ctx, m)
 		if err != nil {
-			return fmt.Errorf("open block %s: %w", m.ULID, err)
+			unknown = append(unknown, &unknownBlock{meta: m, err: fmt.Errorf("open block %s: %w", m.ULID, err)})
+			continue
 		}
 		opened = append(opened, b)
 	}
-	e.data.synced.listing(e.set, mark, visible, opened, e.localIDs())
-	return nil
+	return opened, unknown
 }
 
 func (e *Engine) localIDs() map[ulid.ULID]bool {
@@ -360,20 +387,12 @@ func (e *Engine) useOldListing(ctx context.Context, cause error) ([]block.Meta, 
 		}
 		return nil, fmt.Errorf("read the last listing of the bucket: %w", err)
 	}
-	local := e.localIDs()
-	var opened []*blockSource
-	var unknown []serving.Source
-	for _, m := range metas {
-		if local[m.ULID] {
-			continue
-		}
-		if b, err := e.openBucketBlock(ctx, m); err != nil {
-			unknown = append(unknown, &unknownBlock{meta: m, err: err})
-		} else {
-			opened = append(opened, b)
-		}
+	opened, unknown := e.openBucketBlocks(ctx, e.data.synced.missing(metas), e.localIDs())
+	var sources []serving.Source
+	for _, u := range unknown {
+		sources = append(sources, u)
 	}
-	e.data.synced.assume(e.set, opened, unknown)
+	e.data.synced.assume(e.set, opened, sources)
 	return metas, nil
 }
 
@@ -390,5 +409,8 @@ func writeFile(name string, raw []byte) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	return os.Rename(tmp, name)
+	if err := os.Rename(tmp, name); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(name))
 }

@@ -199,14 +199,33 @@ func (e *Engine) Stop(ctx context.Context) {
 // loop runs fn in a goroutine that Stop waits for. A panic in it is a problem of the engine, not the end of the process.
 func (e *Engine) loop(name string, fn func(context.Context)) {
 	e.wg.Go(func() {
-		defer func() {
-			if r := recover(); r != nil {
-				e.logger.Error("background work panicked", "component", name, "panic", r, "stack", string(debug.Stack()))
-				e.report(name, fmt.Errorf("panic: %v", r))
-			}
-		}()
-		fn(e.ctx)
+		for !e.run(name, fn) && e.ctx.Err() == nil {
+			sleep(e.ctx, time.Second)
+		}
 	})
+}
+
+// run tells whether fn came to its end.
+func (e *Engine) run(name string, fn func(context.Context)) (ended bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			e.logger.Error("background work panicked and begins anew", "component", name, "panic", r, "stack", string(debug.Stack()))
+			e.report(name, fmt.Errorf("panic: %v", r))
+		}
+	}()
+	fn(e.ctx)
+	return true
+}
+
+// enter lets Stop wait for work that a caller does. It fails when the engine is not ready.
+func (e *Engine) enter() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.phase != Ready {
+		return fmt.Errorf("the engine is %s", e.phase)
+	}
+	e.wg.Add(1)
+	return nil
 }
 
 // report records what is wrong with a component, or with nil that nothing is any more.

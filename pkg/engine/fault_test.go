@@ -155,13 +155,13 @@ func TestADamagedRecordIsSkippedAndItsLogKept(t *testing.T) {
 	require.ErrorContains(t, e.State().Err, lostDir, "the user has to hear of it")
 }
 
-func TestALogWithoutAHeaderIsMovedAside(t *testing.T) {
+func TestALogWithoutAHeaderIsReadAllTheSameAndKeptAside(t *testing.T) {
 	path := t.TempDir()
 	now := time.Now().UnixMilli()
 	var numbers []string
 	for range 2 {
 		e := startEngine(t, testConfig(t, path))
-		write(t, e, "a", point{now, 1})
+		write(t, e, "a", point{now - int64(len(numbers)), 1})
 		numbers = append(numbers, e.activeGeneration().name())
 		stopEngine(t, e)
 		require.NoError(t, os.WriteFile(walFile(t, path, "header"), []byte("nonsense"), 0o600))
@@ -170,10 +170,13 @@ func TestALogWithoutAHeaderIsMovedAside(t *testing.T) {
 	// A folder of that name there already, as an older version may have left it, does no harm.
 	require.NoError(t, os.MkdirAll(filepath.Join(path, lostDir, numbers[1], "x"), 0o750))
 	e := startEngine(t, testConfig(t, path))
+	write(t, e, "b", point{now, 2})
+	both := []point{{now - 1, 1}, {now, 1}}
+	require.Equal(t, both, read(t, e, serving.Merged, "a", now, time.Minute))
+	require.NoError(t, e.RunBatch(t.Context()))
+	require.Equal(t, both, read(t, e, serving.Batch, "a", now, time.Minute))
 	require.ErrorContains(t, e.State().Err, lostDir)
 	require.DirExists(t, filepath.Join(path, lostDir, numbers[0]))
-	write(t, e, "b", point{now, 2})
-	require.NoError(t, e.RunBatch(t.Context()))
 	require.Equal(t, []point{{now, 2}}, read(t, e, serving.Merged, "b", now, time.Minute))
 }
 

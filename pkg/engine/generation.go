@@ -116,6 +116,7 @@ type generation struct {
 	inflight sync.WaitGroup
 	sealed   bool // guarded by Engine.mu
 	damaged  bool // replay lost parts of the log
+	replayed uint64
 	source   *generationSource
 }
 

@@ -3,6 +3,7 @@ package engine
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,6 +20,8 @@ import (
 )
 
 const (
+	// goneSuffix marks folders that are being written or removed; a start clears them.
+	goneSuffix     = ".tmp"
 	uploadInterval = 10 * time.Second
 	maxBackoff     = time.Minute
 )
@@ -39,6 +42,9 @@ func openLocalBlock(dir string) (*localBlock, error) {
 		return nil, err
 	}
 	m := b.Meta()
+	if err := complete(dir, m); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
 	return &localBlock{Block: b, meta: m, dir: dir, size: dirSize(dir), source: &blockSource{Block: b, meta: m, layer: serving.Speed}}, nil
 }
 
@@ -49,9 +55,28 @@ func (b *localBlock) entry() serving.Entry {
 // release unmaps the block when the last query that pinned it has ended.
 func (b *localBlock) release() {
 	_ = b.Close()
-	if b.uploaded.Load() {
-		_ = os.RemoveAll(b.dir) // what is left behind is found at the next start and is in the bucket already
+	if !b.uploaded.Load() {
+		return
 	}
+	// In one step, as half a block would be found at the next start.
+	gone := b.dir + goneSuffix
+	if os.Rename(b.dir, gone) == nil {
+		_ = os.RemoveAll(gone)
+	}
+}
+
+// complete checks that a block has all its files, whole.
+func complete(dir string, m block.Meta) error {
+	for _, f := range m.Thanos.Files {
+		info, err := os.Stat(filepath.Join(dir, filepath.FromSlash(f.RelPath)))
+		if err != nil {
+			return fmt.Errorf("block %s: %w", m.ULID, err)
+		}
+		if f.SizeBytes > 0 && info.Size() != f.SizeBytes {
+			return fmt.Errorf("block %s: %s has %d bytes, not %d", m.ULID, f.RelPath, info.Size(), f.SizeBytes)
+		}
+	}
+	return nil
 }
 
 // blockSource shows a block to queries.
@@ -70,8 +95,8 @@ func (s *blockSource) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, erro
 	return s.Block.ChunkQuerier(mint, maxt)
 }
 
-// openLocalBlocks finds the blocks that an earlier process left. Blocks of a generation that still has its log are not complete: the log is
-// replayed, and the blocks are written again.
+// openLocalBlocks finds the blocks that an earlier process left. Those of a generation that still has its log may not be all of its blocks: the log is
+// replayed, and the missing ones are written.
 func (e *Engine) openLocalBlocks(logs []uint64) error {
 	dir := filepath.Join(e.data.path, blocksDir)
 	entries, err := os.ReadDir(dir)
@@ -82,7 +107,7 @@ func (e *Engine) openLocalBlocks(logs []uint64) error {
 	for _, entry := range entries {
 		path := filepath.Join(dir, entry.Name())
 		if _, err := ulid.ParseStrict(entry.Name()); err != nil {
-			if strings.HasSuffix(entry.Name(), ".tmp") {
+			if strings.HasSuffix(entry.Name(), goneSuffix) {
 				_ = os.RemoveAll(path)
 			}
 			continue
@@ -97,9 +122,7 @@ func (e *Engine) openLocalBlocks(logs []uint64) error {
 		}
 		if _, number := b.meta.Generations(); slices.Contains(logs, number) {
 			_ = b.Close()
-			if err := os.RemoveAll(path); err != nil {
-				return fmt.Errorf("remove incomplete block: %w", err)
-			}
+			e.data.begun[number] = true
 			continue
 		}
 		blocks = append(blocks, b)
@@ -178,6 +201,9 @@ func (e *Engine) moveToBucket(ctx context.Context, b *localBlock) error {
 	src, err := e.openBucketBlock(ctx, b.meta)
 	if err != nil {
 		return fmt.Errorf("open uploaded block %s: %w", b.meta.ULID, err)
+	}
+	if err := e.saveListing(append(e.data.synced.metas(), b.meta)); err != nil {
+		return fmt.Errorf("remember uploaded block %s: %w", b.meta.ULID, err)
 	}
 	b.uploaded.Store(true)
 	e.data.synced.uploaded(e.set, src, b.source)

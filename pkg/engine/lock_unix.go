@@ -39,3 +39,12 @@ func freeBytes(path string) (free, total int64, err error) {
 	size := int64(s.Bsize) //nolint:unconvert // its type differs between systems
 	return int64(s.Bavail) * size, int64(s.Blocks) * size, nil
 }
+
+// syncDir makes renames in a folder last.
+func syncDir(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

@@ -16,7 +16,6 @@ import (
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
-	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/serving"
 	"github.com/millrace/millrace/pkg/wal"
 )
@@ -49,6 +48,7 @@ type dataPath struct {
 	full       chan struct{} // a token: the active generation is full, or sealNow is set
 	sealNow    atomic.Bool   // the log cannot be trusted with what it holds, or there is no room for more, or a seal failed
 	synced     *bucketState
+	begun      map[uint64]bool // generations that have a log and already some blocks
 }
 
 // open tries until it succeeds, then starts the background work.
@@ -86,15 +86,15 @@ func (e *Engine) open(ctx context.Context) {
 
 // tryOpen takes the data path. When it fails it has let go of everything.
 func (e *Engine) tryOpen(ctx context.Context) (err error) {
-	d, err := e.openPath(ctx)
+	d, err := e.openPath()
 	if err != nil {
 		return err
 	}
 	e.data = d
 	defer func() {
 		if err != nil {
-			e.close()
 			e.dropAll()
+			e.close()
 		}
 	}()
 	if err := wal.RemoveTemporary(filepath.Join(d.path, walDir)); err != nil {
@@ -113,7 +113,7 @@ func (e *Engine) tryOpen(ctx context.Context) (err error) {
 	return e.recover(ctx, logs, highest)
 }
 
-func (e *Engine) openPath(ctx context.Context) (*dataPath, error) {
+func (e *Engine) openPath() (*dataPath, error) {
 	e.setPhase(Starting, "taking the data path")
 	path, err := filepath.Abs(e.cfg.Storage.Path)
 	if err != nil {
@@ -128,12 +128,11 @@ func (e *Engine) openPath(ctx context.Context) (*dataPath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &dataPath{path: path, lock: lock, full: make(chan struct{}, 1), synced: newBucketState()}
-	if err := e.openBucket(d); err != nil {
-		lock.release()
-		return nil, err
-	}
+	d := &dataPath{path: path, lock: lock, full: make(chan struct{}, 1), synced: newBucketState(), begun: map[uint64]bool{}}
 	every, interval, err := e.cfg.Storage.walSync()
+	if err == nil {
+		err = e.openBucket(d)
+	}
 	if err != nil {
 		lock.release()
 		return nil, err
@@ -145,7 +144,7 @@ func (e *Engine) openPath(ctx context.Context) (*dataPath, error) {
 	if err := e.metadata.load(path); err != nil {
 		e.logger.Warn("metadata of metrics is lost", "err", err)
 	}
-	return d, ctx.Err()
+	return d, nil
 }
 
 // syncFailed hears that the disk refused to sync the log. What it put at risk is safe again as soon as it is in a block.
@@ -194,9 +193,10 @@ func (e *Engine) recover(ctx context.Context, logs []uint64, highest uint64) err
 		if g == nil {
 			continue
 		}
-		if i == len(logs)-1 && time.Since(time.UnixMilli(g.Created)) < staleGeneration {
-			e.publish(g)
-			return e.continueGeneration(g, began)
+		stats := g.mem.Stats()
+		e.logger.Info("replayed a log", "generation", g.Number, "series", stats.Series, "samples", stats.Samples, "took", time.Since(began))
+		if i == len(logs)-1 && e.mayContinue(g) {
+			return e.continueGeneration(g)
 		}
 		g.mem.Seal()
 		g.sealed = true
@@ -211,9 +211,20 @@ func (e *Engine) recover(ctx context.Context, logs []uint64, highest uint64) err
 	return e.activate(next)
 }
 
-func (e *Engine) continueGeneration(g *generation, began time.Time) error {
-	stats := g.mem.Stats()
-	e.logger.Info("replayed the log", "generation", g.Number, "series", stats.Series, "samples", stats.Samples, "took", time.Since(began))
+// mayContinue tells whether a replayed generation can take further requests: its log must be whole, its idea of what is recent not old, and none of its blocks
+// written yet.
+func (e *Engine) mayContinue(g *generation) bool {
+	return !g.damaged && !e.data.begun[g.Number] && time.Since(time.UnixMilli(g.Created)) < staleGeneration
+}
+
+func (e *Engine) continueGeneration(g *generation) error {
+	o := e.data.walOptions
+	o.FirstIndex = g.replayed
+	var err error
+	if g.log, err = wal.Open(g.dir, o); err != nil {
+		return fmt.Errorf("go on with log of generation %d: %w", g.Number, err)
+	}
+	e.publish(g)
 	signal(e.sealed)
 	return e.activate(g)
 }
@@ -226,55 +237,6 @@ func (e *Engine) activate(g *generation) error {
 	}
 	e.active = g
 	return nil
-}
-
-// replay reads a generation back from its log. A log whose header is unreadable is moved aside for the user to look at, and nil is returned.
-func (e *Engine) replay(ctx context.Context, number uint64) (*generation, error) {
-	dir := filepath.Join(e.data.path, walDir, fmt.Sprintf("%020d", number))
-	var g *generation
-	var index uint64
-	stats, err := wal.Replay(dir, e.data.walOptions, func(raw []byte) error {
-		h, err := parseHeader(raw)
-		if err != nil {
-			return err
-		}
-		g = e.wireGeneration(h, nil)
-		g.dir = dir
-		return nil
-	}, func(record []byte) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		b, err := ingest.DecodeRecord(record)
-		if err != nil {
-			e.metrics.replayUndecodable.Inc()
-			e.logger.Error("a record of the log cannot be decoded", "generation", number, "record", index, "err", err)
-			return nil
-		}
-		defer b.Release()
-		e.apply(g, index, b)
-		if index++; index%1000 == 0 {
-			e.setProgress("replaying the log of generation %d: %d requests", number, index)
-		}
-		return nil
-	})
-	if _, damaged := errors.AsType[*wal.CorruptHeaderError](err); damaged {
-		return nil, e.quarantine(dir, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("replay log of generation %d: %w", number, err)
-	}
-	if stats.Lost.Regions > 0 {
-		g.damaged = true
-		e.logger.Error("parts of the log were damaged and are lost", "generation", number, "regions", stats.Lost.Regions, "bytes", stats.Lost.Bytes)
-		e.report("log replay", fmt.Errorf("generation %d: %d damaged regions with %d bytes were skipped", number, stats.Lost.Regions, stats.Lost.Bytes))
-	}
-	o := e.data.walOptions
-	o.FirstIndex = index
-	if g.log, err = wal.Open(dir, o); err != nil {
-		return nil, fmt.Errorf("go on with log of generation %d: %w", number, err)
-	}
-	return g, nil
 }
 
 func (e *Engine) quarantine(dir string, cause error) error {

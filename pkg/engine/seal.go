@@ -129,9 +129,7 @@ func (e *Engine) oldestSealed() *generation {
 
 // flush writes a sealed generation's blocks, lets them take its place in one step, and only then gives up log and memory.
 func (e *Engine) flush(ctx context.Context, g *generation) ([]*localBlock, error) {
-	if err := e.metadata.save(e.data.path); err != nil {
-		return nil, err
-	}
+	e.report("metadata", e.metadata.save(e.data.path)) // of less worth than room for samples
 	blocks, err := e.writeBlocks(ctx, g)
 	if err != nil {
 		return nil, err
@@ -192,8 +190,12 @@ func (e *Engine) writeBlocks(ctx context.Context, g *generation) ([]*localBlock,
 
 func (e *Engine) writeBlock(ctx context.Context, g *generation, w window) (*localBlock, error) {
 	dir := filepath.Join(e.data.path, blocksDir)
-	// What an attempt before this one left behind is not trusted.
-	if err := os.RemoveAll(filepath.Join(dir, w.id.String())); err != nil {
+	path := filepath.Join(dir, w.id.String())
+	// An attempt before this one, or before a crash, may have written the block: a sealed generation always becomes the same.
+	if b, err := openLocalBlock(path); err == nil {
+		return b, nil
+	}
+	if err := os.RemoveAll(path); err != nil {
 		return nil, err
 	}
 	var m block.Meta
@@ -203,7 +205,7 @@ func (e *Engine) writeBlock(ctx context.Context, g *generation, w window) (*loca
 	if _, err := block.Write(ctx, dir, m, []block.Input{g.mem}, block.WriteOptions{Encode: merge.EncodeOptions{StartTimestamps: e.cfg.Storage.StartTimestamps}}); err != nil {
 		return nil, err
 	}
-	return openLocalBlock(filepath.Join(dir, w.id.String()))
+	return openLocalBlock(path)
 }
 
 func closeAll(blocks []*localBlock) {

@@ -1,0 +1,131 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/wal"
+)
+
+// replay reads a generation back from its log, which stays closed. A log whose header is damaged is read all the same, as a generation that can only be
+// sealed; one that cannot be read at all is moved aside for the user to look at, and nil is returned.
+func (e *Engine) replay(ctx context.Context, number uint64) (*generation, error) {
+	dir := filepath.Join(e.data.path, walDir, fmt.Sprintf("%020d", number))
+	g, err := e.replayLog(ctx, dir, number, e.data.walOptions)
+	if _, damaged := errors.AsType[*wal.CorruptHeaderError](err); damaged {
+		e.logger.Error("the header of a log is damaged; its records are read without it", "generation", number, "err", err)
+		o := e.data.walOptions
+		o.IgnoreHeader = true
+		if g, err = e.replayLog(ctx, dir, number, o); err != nil && ctx.Err() == nil {
+			return nil, e.quarantine(dir, err)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("replay log of generation %d: %w", number, err)
+	}
+	return g, nil
+}
+
+func (e *Engine) replayLog(ctx context.Context, dir string, number uint64, o wal.Options) (*generation, error) {
+	var r *replayer
+	begin := func(h header) {
+		g := e.wireGeneration(h, nil)
+		g.dir, g.damaged = dir, o.IgnoreHeader
+		r = e.newReplayer(ctx, g)
+	}
+	if o.IgnoreHeader {
+		h, err := newHeader(number, time.Now())
+		if err != nil {
+			return nil, err
+		}
+		begin(h)
+	}
+	stats, err := wal.Replay(dir, o, func(raw []byte) error {
+		h, err := parseHeader(raw)
+		if err == nil {
+			begin(h)
+		}
+		return err
+	}, func(record []byte) error { return r.add(record) })
+	if r == nil {
+		return nil, err
+	}
+	undecodable := r.wait()
+	if err != nil {
+		return nil, err
+	}
+	if stats.Lost != (wal.Lost{}) || undecodable > 0 {
+		r.g.damaged = true
+		err := fmt.Errorf("generation %d: %d records in %d damaged regions with %d bytes were skipped, %d could not be decoded", number,
+			stats.Lost.Records, stats.Lost.Regions, stats.Lost.Bytes, undecodable)
+		e.logger.Error("parts of a log are lost", "err", err)
+		e.report("log replay", err)
+	}
+	return r.g, nil
+}
+
+// replayer decodes and applies records in parallel. Their indexes, given out by the one goroutine that reads the log, decide the order in which a shard of the
+// generation applies them.
+type replayer struct {
+	e           *Engine
+	g           *generation
+	ctx         context.Context
+	records     chan indexed
+	wg          sync.WaitGroup
+	undecodable atomic.Int64
+}
+
+type indexed struct {
+	index  uint64
+	record []byte
+}
+
+func (e *Engine) newReplayer(ctx context.Context, g *generation) *replayer {
+	workers := runtime.GOMAXPROCS(0)
+	r := &replayer{e: e, g: g, ctx: ctx, records: make(chan indexed, 4*workers)}
+	for range workers {
+		r.wg.Go(r.work)
+	}
+	return r
+}
+
+func (r *replayer) add(record []byte) error {
+	if r.ctx.Err() != nil {
+		return r.ctx.Err()
+	}
+	r.records <- indexed{r.g.replayed, slices.Clone(record)} // the log's buffer is its own
+	if r.g.replayed++; r.g.replayed%1000 == 0 {
+		r.e.setProgress("replaying the log of generation %d: %d requests", r.g.Number, r.g.replayed)
+	}
+	return nil
+}
+
+func (r *replayer) work() {
+	for in := range r.records {
+		b, err := ingest.DecodeRecord(in.record)
+		if err != nil {
+			r.g.mem.Skip(in.index)
+			r.undecodable.Add(1)
+			r.e.metrics.replayUndecodable.Inc()
+			r.e.logger.Error("a record of the log cannot be decoded", "generation", r.g.Number, "record", in.index, "err", err)
+			continue
+		}
+		r.e.apply(r.g, in.index, b)
+		b.Release()
+	}
+}
+
+// wait returns when everything is applied, and how many records could not be decoded.
+func (r *replayer) wait() int64 {
+	close(r.records)
+	r.wg.Wait()
+	return r.undecodable.Load()
+}
