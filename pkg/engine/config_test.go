@@ -1,0 +1,160 @@
+package engine
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/stretchr/testify/require"
+)
+
+// fromArgs reads a command line as 'millrace serve' does.
+func fromArgs(args ...string) (Config, error) {
+	var cfg Config
+	app := kingpin.New("test", "").Terminate(nil)
+	cfg.Flags(app)
+	args, err := ParseArgs(args)
+	if err != nil {
+		return cfg, err
+	}
+	if _, err := app.Parse(args); err != nil {
+		return cfg, err
+	}
+	return cfg, cfg.Validate()
+}
+
+func TestDefaultsAreValid(t *testing.T) {
+	cfg, err := fromArgs()
+	require.NoError(t, err)
+	require.Equal(t, "127.0.0.1:9393", cfg.Web.ListenAddress)
+	require.Equal(t, 30*time.Minute, cfg.Speed.SealInterval)
+	require.Zero(t, cfg.Storage.Retention)
+}
+
+func TestTheCommandLineAndTheFile(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		file  string
+		args  []string
+		check func(t *testing.T, c Config)
+		err   string
+	}{
+		{name: "a setting", file: "storage.path: /x\n", check: func(t *testing.T, c Config) { require.Equal(t, "/x", c.Storage.Path) }},
+		{name: "the command line wins", file: "storage.path: /x\n", args: []string{"--storage.path=/y"}, check: func(t *testing.T, c Config) {
+			require.Equal(t, "/y", c.Storage.Path)
+		}},
+		{name: "the command line wins, value apart", file: "storage.path: /x\n", args: []string{"--storage.path", "/y"}, check: func(t *testing.T, c Config) {
+			require.Equal(t, "/y", c.Storage.Path)
+		}},
+		{name: "the command line's no wins", file: "web.allow-unauthenticated: true\n", args: []string{"--no-web.allow-unauthenticated"}, check: func(t *testing.T, c Config) {
+			require.False(t, c.Web.AllowUnauthenticated)
+		}},
+		{name: "true", file: "storage.start-timestamps: true\n", check: func(t *testing.T, c Config) { require.True(t, c.Storage.StartTimestamps) }},
+		{name: "false", file: "storage.start-timestamps: false\n", check: func(t *testing.T, c Config) { require.False(t, c.Storage.StartTimestamps) }},
+		{name: "a duration in days", file: "storage.retention.time: 30d\n", check: func(t *testing.T, c Config) { require.Equal(t, 720*time.Hour, c.Storage.Retention) }},
+		{name: "a size", file: "memory.limit: 512MB\n", check: func(t *testing.T, c Config) { require.Equal(t, int64(512<<20), c.MemoryLimit) }},
+		{name: "a list", file: "external-label: [a=b, c=d]\n", check: func(t *testing.T, c Config) {
+			require.Equal(t, map[string]string{"a": "b", "c": "d"}, c.Storage.ExternalLabels)
+		}},
+		{name: "a list in one", file: "enable-feature: promql-experimental-functions, promql-per-step-stats\n", check: func(t *testing.T, c Config) {
+			require.Equal(t, []string{"promql-experimental-functions", "promql-per-step-stats"}, c.Query.Features)
+		}},
+		{name: "an empty file", file: "", check: func(t *testing.T, c Config) { require.Equal(t, "data", c.Storage.Path) }},
+		{name: "an unknown setting", file: "storage.pth: /x\n", err: "storage.pth"},
+		{name: "not a value", file: "storage.path: {a: b}\n", err: "storage.path must be a value or a list of values"},
+		{name: "not YAML", file: "storage.path: [\n", err: "--config.file"},
+		{name: "a duration without a unit", file: "query.timeout: 7\n", err: "not a valid duration"},
+		{name: "a negative size", args: []string{"--memory.limit=-1MB"}, err: "negative"},
+		{name: "an unknown flag", args: []string{"--nonsense"}, err: "nonsense"},
+		{name: "sync: every", args: []string{"--storage.wal-sync=every"}},
+		{name: "sync: an interval", args: []string{"--storage.wal-sync=interval:1s"}},
+		{name: "sync: no interval", args: []string{"--storage.wal-sync=interval"}, err: "--storage.wal-sync"},
+		{name: "sync: zero", args: []string{"--storage.wal-sync=interval:0s"}, err: "--storage.wal-sync"},
+		{name: "sync: never", args: []string{"--storage.wal-sync=never"}, err: "--storage.wal-sync"},
+		{name: "seals too rare", args: []string{"--speed.seal-interval=3h"}, err: "--speed.seal-interval"},
+		{name: "too little disk", args: []string{"--storage.local-limit=63MB"}, err: "--storage.local-limit"},
+		{name: "two buckets", args: []string{"--objstore.config=a", "--objstore.config-file=b"}, err: "exclude each other"},
+		{name: "deletion before queries end", args: []string{"--batch.deletion-delay=1m"}, err: "--batch.deletion-delay"},
+		{name: "too little retention", args: []string{"--storage.retention.time=1h"}, err: "--storage.retention.time"},
+		{name: "no queries", args: []string{"--query.max-concurrency=0"}, err: "--query.max-concurrency"},
+		{name: "a reserved label", args: []string{"--external-label=__name__=x"}, err: "__name__"},
+		{name: "a label without a value", args: []string{"--external-label=x"}, err: "name=value"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			name := filepath.Join(t.TempDir(), "millrace.yml")
+			require.NoError(t, os.WriteFile(name, []byte(row.file), 0o600))
+			for _, arg := range [][]string{{"--config.file=" + name}, {"--config.file", name}} {
+				cfg, err := fromArgs(append(arg, row.args...)...)
+				if row.err != "" {
+					require.ErrorContains(t, err, row.err)
+					continue
+				}
+				require.NoError(t, err)
+				if row.check != nil {
+					row.check(t, cfg)
+				}
+			}
+		})
+	}
+	_, err := fromArgs("--config.file=" + filepath.Join(t.TempDir(), "none"))
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func TestGrafanasSettings(t *testing.T) {
+	self, err := os.Executable()
+	require.NoError(t, err)
+	const license = "GF_ENTERPRISE_LICENSE_PATH=/var/lib/grafana/license.jwt"
+	for _, row := range []struct {
+		name    string
+		env     []string
+		path    string
+		check   func(t *testing.T, c Config)
+		unknown []string
+		err     string
+	}{
+		{name: "the data path beside the license", env: []string{license}, path: "/var/lib/grafana/millrace", check: func(t *testing.T, c Config) {
+			want, err := fromArgs()
+			require.NoError(t, err)
+			want.Storage.Path = c.Storage.Path
+			require.Equal(t, want, c, "the same defaults")
+		}},
+		{name: "another data path", env: []string{license, "GF_PLUGIN_STORAGE_PATH=/d"}, path: "/d"},
+		{name: "no data path", err: "storage_path"},
+		{name: "a license elsewhere", env: []string{"GF_ENTERPRISE_LICENSE_PATH=/etc/license"}, err: "storage_path"},
+		{name: "a relative path", env: []string{"GF_PLUGIN_STORAGE_PATH=d"}, err: "must be absolute"},
+		{name: "below the plugin", env: []string{"GF_PLUGIN_STORAGE_PATH=" + filepath.Join(filepath.Dir(self), "x")}, err: "below the plugin's own folder"},
+		{name: "settings", path: "/d", env: []string{
+			"GF_PLUGIN_STORAGE_PATH=/d", "GF_PLUGIN_STORAGE_RETENTION_TIME=1w", "GF_PLUGIN_SPEED_SEAL_SIZE=1GB", "GF_PLUGIN_WEB_ALLOW_UNAUTHENTICATED=true",
+			"GF_PLUGIN_WEB_LISTEN_ADDRESS=:9393", "GF_PLUGIN_STORAGE_WAL_SYNC=every", "GF_PLUGIN_STORAGE_START_TIMESTAMPS=false", "GF_PLUGIN_QUERY_TIMEOUT=",
+		}, check: func(t *testing.T, c Config) {
+			require.Equal(t, 168*time.Hour, c.Storage.Retention)
+			require.Equal(t, int64(1<<30), c.Speed.SealBytes)
+			require.True(t, c.Web.AllowUnauthenticated)
+			require.False(t, c.Storage.StartTimestamps)
+			require.Equal(t, "every", c.Storage.WALSync)
+			require.Equal(t, 2*time.Minute, c.Query.Timeout, "an empty setting is none")
+		}},
+		{name: "a listener for others", env: []string{license, "GF_PLUGIN_WEB_LISTEN_ADDRESS=:9393"}, err: "--web.allow-unauthenticated"},
+		{name: "unknown settings are told, Grafana's own are not", env: []string{
+			license, "GF_PLUGIN_NONSENSE=1", "GF_PLUGIN_VERSION=1", "GF_PLUGIN_APP_URL=x", "GF_VERSION=12", "PATH=/bin",
+		}, path: "/var/lib/grafana/millrace", unknown: []string{"GF_PLUGIN_NONSENSE"}},
+		{name: "a mistake", env: []string{license, "GF_PLUGIN_QUERY_TIMEOUT=soon"}, err: "grafana.ini"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var cfg Config
+			unknown, err := cfg.ParseEnv(row.env)
+			require.Equal(t, row.unknown, unknown)
+			if row.err != "" {
+				require.ErrorContains(t, err, row.err)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, row.path, cfg.Storage.Path)
+			if row.check != nil {
+				row.check(t, cfg)
+			}
+		})
+	}
+}

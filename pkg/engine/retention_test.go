@@ -1,0 +1,113 @@
+package engine
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/metadata"
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace/millrace/pkg/serving"
+)
+
+// counted sums the values of a counter whose label has the value.
+func counted(t *testing.T, e *Engine, name, value string) (sum float64) {
+	t.Helper()
+	families, err := e.gatherer.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if f.GetName() == name && l.GetValue() == value {
+					sum += m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return sum
+}
+
+func TestRetention(t *testing.T) {
+	path := t.TempDir()
+	now := time.Now().UnixMilli()
+	old, older, recent := point{now - 20*dayMillis, 1}, point{now - 40*dayMillis, 2}, point{now, 3}
+	e := startEngine(t, testConfig(t, path))
+	write(t, e, "a", old, older, recent)
+	require.NoError(t, e.RunBatch(t.Context()))
+	require.Equal(t, []point{older, old, recent}, read(t, e, serving.Merged, "a", now, 1000*time.Hour))
+	blocks := len(e.Layers().Blocks)
+	stopEngine(t, e)
+
+	cfg := testConfig(t, path, "--storage.retention.time=10d")
+	cfg.Bucket.SyncInterval, cfg.Query.Timeout = 50*time.Millisecond, time.Second
+	cfg.Batch.DeletionDelay = 2*cfg.Bucket.SyncInterval + cfg.Query.Timeout
+	e = startEngine(t, cfg)
+	w := post(t, e.receiver, "b", 2, older.t)
+	require.Equal(t, http.StatusBadRequest, w.Code)
+	require.Contains(t, w.Body.String(), "retention")
+	require.Zero(t, samplesInMemory(e))
+	require.Equal(t, 2.0, counted(t, e, "millrace_ingest_rejected_samples_total", "beyond_retention"))
+	require.Equal(t, []point{recent}, read(t, e, serving.Merged, "a", now, 1000*time.Hour), "queries end at the horizon")
+	require.NotNil(t, e.Layers().Watermarks.Horizon)
+	eventually(t, "blocks beyond the horizon go", func() bool {
+		require.NoError(t, e.RunBatch(t.Context())) // marks them, and deletes them when the delay is over
+		return len(e.Layers().Blocks) < blocks
+	})
+	for _, b := range e.Layers().Blocks {
+		require.Greater(t, b.MaxTime, now-10*dayMillis)
+	}
+	require.Equal(t, []point{recent}, read(t, e, serving.Merged, "a", now, 1000*time.Hour))
+}
+
+// value asks for a series' current value.
+func value(t *testing.T, e *Engine, query string, at time.Time) float64 {
+	t.Helper()
+	q, err := e.queries.NewInstantQuery(t.Context(), e.queryable, nil, query, at)
+	require.NoError(t, err)
+	defer q.Close()
+	v, err := q.Exec(t.Context()).Vector()
+	require.NoError(t, err)
+	require.Len(t, v, 1, query)
+	return v[0].F
+}
+
+func TestTheEngineScrapesItself(t *testing.T) {
+	path := t.TempDir()
+	e := startEngine(t, testConfig(t, path))
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "test_seconds", Help: "A histogram.", Buckets: []float64{0.5, 1}})
+	s := prometheus.NewSummary(prometheus.SummaryOpts{Name: "test_size", Help: "A summary.", Objectives: map[float64]float64{0.5: 0.1}})
+	e.reg.MustRegister(h, s)
+	for _, v := range []float64{0.1, 0.7, 3} {
+		h.Observe(v)
+		s.Observe(v)
+	}
+	now := time.Now()
+	require.NoError(t, e.scrapeOnce(t.Context(), now))
+
+	check := func() {
+		t.Helper()
+		for query, want := range map[string]float64{
+			`up{job="millrace",instance="embedded"}`: 1,
+			`test_seconds_bucket{le="0.5"}`:          1, `test_seconds_bucket{le="1"}`: 2, `test_seconds_bucket{le="+Inf"}`: 3,
+			`test_seconds_count`: 3, `test_seconds_sum`: 3.8, `test_size{quantile="0.5"}`: 0.7, `test_size_count`: 3, `test_size_sum`: 3.8,
+			`sum(scrape_samples_scraped) == bool count({job="millrace",__name__!~"up|scrape_.*"})`: 1,
+		} {
+			require.InDelta(t, want, value(t, e, query, now), 1e-9, query)
+		}
+		known := e.Metadata()
+		require.Equal(t, metadata.Metadata{Type: model.MetricTypeHistogram, Help: "A histogram."}, known["test_seconds"])
+		require.Equal(t, metadata.Metadata{Type: model.MetricTypeSummary, Help: "A summary."}, known["test_size"])
+		require.Equal(t, model.MetricTypeGauge, known["up"].Type)
+	}
+	check()
+	stopEngine(t, e)
+	e = startEngine(t, testConfig(t, path)) // from the log
+	check()
+	require.NoError(t, e.RunBatch(t.Context()))
+	stopEngine(t, e)
+	e = startEngine(t, testConfig(t, path)) // from blocks and the saved metadata
+	check()
+}
