@@ -66,7 +66,7 @@ func TestTheCommandLineAndTheFile(t *testing.T) {
 		{name: "not a value", file: "storage.path: {a: b}\n", err: "storage.path must be a value or a list of values"},
 		{name: "not YAML", file: "storage.path: [\n", err: "--config.file"},
 		{name: "a duration without a unit", file: "query.timeout: 7\n", err: "not a valid duration"},
-		{name: "a negative size", args: []string{"--memory.limit=-1MB"}, err: "negative"},
+		{name: "a negative size", args: []string{"--memory.limit=-1MB"}, err: "size"},
 		{name: "an unknown flag", args: []string{"--nonsense"}, err: "nonsense"},
 		{name: "sync: every", args: []string{"--storage.wal-sync=every"}},
 		{name: "sync: an interval", args: []string{"--storage.wal-sync=interval:1s"}},

@@ -20,15 +20,18 @@ import (
 
 const dayMillis = 24 * 60 * 60 * 1000
 
-// movableBucket is a bucket in a folder that can be taken away: a link that leads nowhere but to itself stands in its place then.
+// movableBucket is a bucket in a folder that can be taken away: its name is a link, to the folder or, in a circle, to itself.
 type movableBucket struct {
-	t          testing.TB
-	dir, aside string
+	t            testing.TB
+	dir, present string
 }
 
 func newMovableBucket(t testing.TB) *movableBucket {
 	dir := t.TempDir()
-	return &movableBucket{t: t, dir: filepath.Join(dir, "bucket"), aside: filepath.Join(dir, "aside")}
+	b := &movableBucket{t: t, dir: filepath.Join(dir, "bucket"), present: filepath.Join(dir, "present")}
+	require.NoError(t, os.Mkdir(b.present, 0o750))
+	b.back()
+	return b
 }
 
 func (b *movableBucket) config(path string) Config {
@@ -37,18 +40,14 @@ func (b *movableBucket) config(path string) Config {
 	return cfg
 }
 
-func (b *movableBucket) away() {
-	if err := os.Rename(b.dir, b.aside); err != nil {
-		require.ErrorIs(b.t, err, os.ErrNotExist)
-	}
-	require.NoError(b.t, os.Symlink(b.dir, b.dir))
-}
+func (b *movableBucket) away() { b.link(b.dir) }
+func (b *movableBucket) back() { b.link(b.present) }
 
-func (b *movableBucket) back() {
-	require.NoError(b.t, os.Remove(b.dir))
-	if err := os.Rename(b.aside, b.dir); err != nil {
-		require.ErrorIs(b.t, err, os.ErrNotExist)
-	}
+// link lets the bucket's name lead to target, in one step: a folder that is not there is a bucket without blocks.
+func (b *movableBucket) link(target string) {
+	next := b.dir + ".next"
+	require.NoError(b.t, os.Symlink(target, next))
+	require.NoError(b.t, os.Rename(next, b.dir))
 }
 
 // readError is the error of a query of all samples of a series in a layer.
@@ -141,7 +140,8 @@ func TestAStartWithoutTheBucketKnowsWhatIsInIt(t *testing.T) {
 	require.ErrorContains(t, readError(t, e, serving.Merged, "a", now, 72*time.Hour), blocks[0].ULID.String())
 
 	b.back()
-	eventually(t, "the bucket is found again", func() bool { return e.State().Err == nil })
+	// Between the removal of what was in its way and its own return, the bucket is empty.
+	eventually(t, "the bucket is found again", func() bool { return e.State().Err == nil && len(e.Layers().Blocks) == 1 })
 	require.Equal(t, []point{{now - 2*dayMillis, 1}, {now, 2}}, read(t, e, serving.Merged, "a", now, 72*time.Hour))
 }
 
