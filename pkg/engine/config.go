@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
@@ -104,20 +105,20 @@ func (c *Config) Flags(cmd flagger) {
 
 	bytesVar(cmd.Flag("ingest.max-body-size", "Largest body of a write request, compressed."), d.MaxBody, &c.Ingest.MaxBody)
 	bytesVar(cmd.Flag("ingest.max-decompressed-size", "Largest body of a write request, decompressed."), d.MaxDecompressed, &c.Ingest.MaxDecompressed)
-	cmd.Flag("ingest.max-labels", "Most labels a series may have.").Default(fmt.Sprint(d.MaxLabels)).IntVar(&c.Ingest.MaxLabels)
-	cmd.Flag("ingest.max-label-name-length", "Longest name of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelName)).IntVar(&c.Ingest.MaxLabelName)
-	cmd.Flag("ingest.max-label-value-length", "Longest value of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelValue)).IntVar(&c.Ingest.MaxLabelValue)
+	named(cmd.Flag("ingest.max-labels", "Most labels a series may have.").Default(fmt.Sprint(d.MaxLabels)), (*intValue)(&c.Ingest.MaxLabels))
+	named(cmd.Flag("ingest.max-label-name-length", "Longest name of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelName)), (*intValue)(&c.Ingest.MaxLabelName))
+	named(cmd.Flag("ingest.max-label-value-length", "Longest value of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelValue)), (*intValue)(&c.Ingest.MaxLabelValue))
 	bytesVar(cmd.Flag("ingest.max-inflight-size", "Most memory for all write requests being handled; 0 is no limit."), d.MaxInflight, &c.Ingest.MaxInflight)
-	cmd.Flag("ingest.max-histogram-buckets", "Most buckets a native histogram may have.").Default(fmt.Sprint(d.MaxBuckets)).IntVar(&c.Ingest.MaxBuckets)
+	named(cmd.Flag("ingest.max-histogram-buckets", "Most buckets a native histogram may have.").Default(fmt.Sprint(d.MaxBuckets)), (*intValue)(&c.Ingest.MaxBuckets))
 	durationVar(cmd.Flag("ingest.max-future", "How far ahead of the clock a sample may be; 0 is no limit."), d.MaxFuture, &c.Ingest.MaxFuture)
 	durationVar(cmd.Flag("ingest.max-past", "How far behind the clock a sample may be; 0 is no limit."), d.MaxPast, &c.Ingest.MaxPast)
 
 	durationVar(cmd.Flag("query.timeout", "Longest time a query may take."), 2*time.Minute, &c.Query.Timeout)
-	cmd.Flag("query.max-samples", "Most samples one query may hold in memory.").Default("50000000").IntVar(&c.Query.MaxSamples)
-	cmd.Flag("query.max-concurrency", "Most queries that run at once.").Default("20").IntVar(&c.Query.MaxConcurrency)
+	named(cmd.Flag("query.max-samples", "Most samples one query may hold in memory.").Default("50000000"), (*intValue)(&c.Query.MaxSamples))
+	named(cmd.Flag("query.max-concurrency", "Most queries that run at once.").Default("20"), (*intValue)(&c.Query.MaxConcurrency))
 	durationVar(cmd.Flag("query.lookback-delta", "How long a sample stays current."), 5*time.Minute, &c.Query.LookbackDelta)
 	bytesVar(cmd.Flag("query.memory-limit", "Most memory that all running queries together may need; 0 is a quarter of the memory limit."), 0, &c.Query.MemoryLimit)
-	cmd.Flag("enable-feature", "Comma-separated names of PromQL features, as in Prometheus.").SetValue((*listValue)(&c.Query.Features))
+	named(cmd.Flag("enable-feature", "Comma-separated names of PromQL features, as in Prometheus."), (*listValue)(&c.Query.Features))
 
 	durationVar(cmd.Flag("batch.interval", "How often batch jobs are looked for; 0 leaves them to 'millrace batch run'."), 5*time.Minute, &c.Batch.Interval)
 	durationVar(cmd.Flag("batch.deletion-delay", "How long a superseded block stays in the bucket."), time.Hour, &c.Batch.DeletionDelay)
@@ -134,7 +135,7 @@ func (c *Config) storageFlags(cmd flagger) {
 	bytesVar(cmd.Flag("storage.local-limit", "Most bytes of log and local blocks that wait for the bucket; beyond it writes get 503."), 20<<30, &c.Storage.LocalLimit)
 	durationVar(cmd.Flag("storage.retention.time", "How long samples are kept; 0 is for ever."), 0, &c.Storage.Retention)
 	cmd.Flag("storage.start-timestamps", "Keep start timestamps, in chunk encodings that Prometheus before 3.10, Thanos and Mimir cannot read.").BoolVar(&c.Storage.StartTimestamps)
-	cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable.").SetValue((*labelsValue)(&c.Storage.ExternalLabels))
+	named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*labelsValue)(&c.Storage.ExternalLabels))
 	durationVar(cmd.Flag("speed.seal-interval", "A generation is sealed at multiples of this time."), 30*time.Minute, &c.Speed.SealInterval)
 	bytesVar(cmd.Flag("speed.seal-size", "A generation that holds this much memory is sealed early."), 2<<30, &c.Speed.SealBytes)
 	cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept.").Default("100000").Int64Var(&c.Speed.Exemplars)
@@ -171,8 +172,12 @@ func (c *Config) Validate() error {
 	if r := c.Storage.Retention; r != 0 && r < 2*time.Hour {
 		return fmt.Errorf("--storage.retention.time=%s: must be 0 or at least 2h", r)
 	}
-	if c.Query.MaxSamples <= 0 || c.Query.MaxConcurrency <= 0 || c.Query.Timeout <= 0 {
-		return errors.New("--query.max-samples, --query.max-concurrency and --query.timeout must be above 0")
+	for name, n := range map[string]int64{
+		"query.max-samples": int64(c.Query.MaxSamples), "query.max-concurrency": int64(c.Query.MaxConcurrency), "query.timeout": int64(c.Query.Timeout),
+	} {
+		if n <= 0 {
+			return fmt.Errorf("--%s: must be above 0", name)
+		}
 	}
 	return c.Web.validate()
 }
@@ -362,7 +367,11 @@ func configFileArgs(file string, given map[string]bool) ([]string, error) {
 		return nil, err
 	}
 	var args []string
+	known := knownFlags()
 	for name, node := range settings {
+		if !known[name] {
+			return nil, fmt.Errorf("line %d: there is no setting %q", node.Line, name)
+		}
 		if given[name] {
 			continue
 		}
@@ -383,6 +392,18 @@ func configFileArgs(file string, given map[string]bool) ([]string, error) {
 	return args, nil
 }
 
+// knownFlags are the names of all flags.
+func knownFlags() map[string]bool {
+	var c Config
+	app := kingpin.New("", "")
+	c.Flags(app)
+	names := map[string]bool{}
+	for _, f := range app.Model().Flags {
+		names[f.Name] = true
+	}
+	return names
+}
+
 // fileArgs turns a setting into an argument; booleans of kingpin take none.
 func fileArgs(name, value string) []string {
 	switch strings.ToLower(value) {
@@ -401,12 +422,55 @@ func (c *Config) parse(app *kingpin.Application, args []string) error {
 }
 
 func durationVar(f *kingpin.FlagClause, def time.Duration, target *time.Duration) {
-	f.Default(model.Duration(def).String()).SetValue((*Duration)(target))
+	named(f.Default(model.Duration(def).String()), (*Duration)(target))
 }
 
 func bytesVar(f *kingpin.FlagClause, def int64, target *int64) {
-	f.Default(units.Base2Bytes(def).String()).SetValue((*bytesValue)(target))
+	named(f.Default(units.Base2Bytes(def).String()), (*bytesValue)(target))
 }
+
+// named gives a flag its value, whose errors then say which flag it was: a value by itself does not know.
+func named(f *kingpin.FlagClause, v kingpin.Value) {
+	n := namedValue{v, f.Model().Name}
+	if _, cumulative := v.(interface{ IsCumulative() bool }); cumulative {
+		f.SetValue(namedList{n})
+		return
+	}
+	f.SetValue(n)
+}
+
+type namedValue struct {
+	kingpin.Value
+	name string
+}
+
+// Set implements kingpin.Value.
+func (n namedValue) Set(s string) error {
+	if err := n.Value.Set(s); err != nil {
+		return fmt.Errorf("--%s=%s: %w", n.name, s, err)
+	}
+	return nil
+}
+
+// namedList is a namedValue that may be given more than once.
+type namedList struct{ namedValue }
+
+// IsCumulative tells kingpin so.
+func (namedList) IsCumulative() bool { return true }
+
+// intValue reads whole numbers.
+type intValue int
+
+func (i *intValue) Set(s string) error {
+	v, err := strconv.Atoi(s)
+	if err != nil {
+		return errors.New("must be a whole number")
+	}
+	*i = intValue(v)
+	return nil
+}
+
+func (i *intValue) String() string { return strconv.Itoa(int(*i)) }
 
 // Duration is the value of a flag for a time, written as Prometheus does: 15m, 2h30m, 1d.
 type Duration time.Duration
@@ -425,11 +489,8 @@ type bytesValue int64
 
 func (b *bytesValue) Set(s string) error {
 	v, err := units.ParseBase2Bytes(s)
-	if err != nil {
-		return err
-	}
-	if v < 0 {
-		return errors.New("a size cannot be negative")
+	if err != nil || v < 0 {
+		return errors.New("must be a size such as 512MB or 10GB, and not negative")
 	}
 	*b = bytesValue(v)
 	return nil

@@ -163,8 +163,10 @@ func TestWindows(t *testing.T) {
 		{"the one before too", at(2, 11, 59), at(2, 12, 0), []window{{h.blockID(1), at(2, 10, 0), at(2, 12, 0)}, {h.blockID(2), at(2, 12, 0), at(2, 14, 0)}}},
 		{"one for all that is older", at(1, 1, 0), at(2, 9, 59), []window{{h.blockID(0), at(1, 1, 0), at(2, 10, 0)}}},
 		{"all of them, and what is to come", at(1, 1, 0), at(2, 14, 0), []window{
-			{h.blockID(0), at(1, 1, 0), at(2, 10, 0)}, {h.blockID(1), at(2, 10, 0), at(2, 12, 0)},
-			{h.blockID(2), at(2, 12, 0), at(2, 14, 0)}, {h.blockID(3), at(2, 14, 0), at(2, 16, 0)},
+			{h.blockID(0), at(1, 1, 0), at(2, 10, 0)},
+			{h.blockID(1), at(2, 10, 0), at(2, 12, 0)},
+			{h.blockID(2), at(2, 12, 0), at(2, 14, 0)},
+			{h.blockID(3), at(2, 14, 0), at(2, 16, 0)},
 		}},
 		{"before 1970", -1, -1, []window{{h.blockID(0), -1, at(2, 10, 0)}}},
 		{"the border", at(2, 9, 59) + 59_999, at(2, 10, 0) - 1, []window{{h.blockID(0), at(2, 9, 59) + 59_999, at(2, 10, 0)}}},
@@ -246,7 +248,10 @@ func TestStopDoesNotWaitForWork(t *testing.T) {
 		})
 	}
 	work.Go(func() {
-		for ctx.Err() == nil && e.RunBatch(ctx) == nil {
+		for ctx.Err() == nil {
+			if e.RunBatch(ctx) != nil {
+				return
+			}
 		}
 	})
 	work.Go(func() {
