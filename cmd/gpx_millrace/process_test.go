@@ -30,7 +30,7 @@ import (
 	"github.com/millrace/millrace/pkg/plugin/plugintest"
 )
 
-var startDelay = flag.Duration("start-delay", 3*time.Second, "how long TestDelayedStart keeps the engine from opening; Grafana waits 60s for the handshake")
+var startDelay = flag.Duration("start-delay", 70*time.Second, "how long TestDelayedStart keeps the engine from opening; Grafana waits 60s for the handshake")
 
 // folder is where the executable under test is built, once.
 var folder string
