@@ -118,6 +118,8 @@ func New(cfg Config, reg prometheus.Registerer, gatherer prometheus.Gatherer, lo
 		sealed: make(chan struct{}, 1), uploadable: make(chan struct{}, 1), opened: make(chan struct{}),
 	}
 	memory := setMemoryLimit(cfg.MemoryLimit)
+	// Several generations may be in memory at once: one that is filled, some that are written, and what queries hold.
+	e.cfg.Speed.SealBytes = min(cfg.Speed.SealBytes, memory/8)
 	var err error
 	if e.exemplars, err = newExemplars(cfg.Speed.Exemplars, reg); err != nil {
 		cancel()
