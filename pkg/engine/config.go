@@ -286,7 +286,7 @@ func (c *Config) ParseEnv(environ []string) (unknown []string, err error) {
 		args = append(args, fileArgs(name, value)...)
 	}
 	sort.Strings(args) // the environment has no order
-	if err := c.parse(app, args); err != nil {
+	if _, err := app.Parse(args); err != nil {
 		return unknown, fmt.Errorf("settings of grafana.ini's section [plugin.millrace-metrics-datasource]: %w", err)
 	}
 	if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--storage.path=") }) {
@@ -413,12 +413,6 @@ func fileArgs(name, value string) []string {
 		return []string{"--no-" + name}
 	}
 	return []string{"--" + name + "=" + value}
-}
-
-// parse applies args without ending the process on a mistake.
-func (c *Config) parse(app *kingpin.Application, args []string) error {
-	_, err := app.Parse(args)
-	return err
 }
 
 func durationVar(f *kingpin.FlagClause, def time.Duration, target *time.Duration) {

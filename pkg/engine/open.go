@@ -16,7 +16,6 @@ import (
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
-	"github.com/millrace/millrace/pkg/serving"
 	"github.com/millrace/millrace/pkg/wal"
 )
 
@@ -281,5 +280,3 @@ func (e *Engine) dropAll() {
 	}
 	e.set.Replace(e.set.Sources(), nil)
 }
-
-var _ serving.Source = (*generationSource)(nil)
