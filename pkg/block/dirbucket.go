@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/prometheus/tsdb/fileutil"
 	"github.com/thanos-io/objstore"
@@ -17,18 +19,23 @@ import (
 // DirBucket is objstore's filesystem bucket with uploads that a power failure cannot tear or lose: an object is written
 // beside its place, synced, and renamed, so that a block whose local copy goes after Upload is really there. Blocks opened
 // from it are mapped instead of being read through the cache.
+//
+// A folder that is not there is no empty bucket: it may be a disk that is not mounted. Requests then fail with ErrUnavailable,
+// and nothing but Init ever makes the folder.
 type DirBucket struct {
 	*filesystem.Bucket
 
-	root string
+	root    string
+	made    atomic.Bool  // Init was here once, so that a folder without blocks and marker is not the bucket
+	cleaned atomic.Int64 // when leftovers of uploads were last looked for, ns since 1970
 }
 
 var _ objstore.Bucket = (*DirBucket)(nil)
 
-// uploadPattern names files that are being uploaded. They are in the root folder, where no block is looked for.
-const uploadPattern = ".upload-*"
+// uploadPrefix begins the names of files that are being uploaded. They are in the root folder, where no block is looked for.
+const uploadPrefix = ".upload-"
 
-// NewDirBucket returns the bucket in the folder root, which is created with the first object.
+// NewDirBucket returns the bucket in the folder root. It makes no request and creates nothing; see Init.
 func NewDirBucket(root string) (*DirBucket, error) {
 	abs, err := filepath.Abs(root)
 	if err != nil {
@@ -48,17 +55,19 @@ func (b *DirBucket) LocalPath(name string) string {
 
 // Upload implements objstore.Bucket.
 func (b *DirBucket) Upload(ctx context.Context, name string, r io.Reader, _ ...objstore.ObjectUploadOption) error {
-	if err := b.upload(ctx, b.LocalPath(name), r); err != nil {
+	err := b.Available()
+	if err == nil {
+		b.cleanOnce(time.Now())
+		err = b.upload(ctx, b.LocalPath(name), r)
+	}
+	if err != nil {
 		return fmt.Errorf("put %s: %w", name, err)
 	}
 	return nil
 }
 
 func (b *DirBucket) upload(ctx context.Context, final string, r io.Reader) (err error) {
-	if err := os.MkdirAll(b.root, 0o777); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(b.root, uploadPattern)
+	f, err := os.CreateTemp(b.root, uploadPrefix+"*")
 	if err != nil {
 		return err
 	}
@@ -143,4 +152,5 @@ func (c *contextReader) Read(b []byte) (int, error) {
 // localPather is a bucket whose objects are files.
 type localPather interface {
 	LocalPath(name string) string
+	Available() error
 }

@@ -55,9 +55,9 @@ func readers(t *testing.T, dir string, m Meta) map[string]*Block {
 		require.NoError(t, err)
 		out[name] = b
 	}
-	files, err := NewDirBucket(filepath.Join(t.TempDir(), "bucket"))
-	require.NoError(t, err)
+	files := newDirBucket(t, filepath.Join(t.TempDir(), "bucket"))
 	require.NoError(t, Upload(t.Context(), files, dir))
+	var err error
 	if out["folder"], err = OpenBucket(t.Context(), files, m.ULID, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -47,10 +47,20 @@ func newBucketState() *bucketState {
 	return &bucketState{blocks: map[ulid.ULID]*blockSource{}, since: map[ulid.ULID]uint64{}, turn: make(chan struct{}, 1)}
 }
 
+// lock takes the lock for a change of set, and returns what gives it back. What the change lets go of, it only lets go of then: to
+// unmap a block and to remove its folder take time. The pin does that, as all that is removed is in the set before.
+func (s *bucketState) lock(set *serving.Set) (unlock func()) {
+	s.mu.Lock()
+	before := set.Pin()
+	return func() {
+		s.mu.Unlock()
+		before.Release()
+	}
+}
+
 // uploaded puts the bucket's copy of a block in the place of the local one.
 func (s *bucketState) uploaded(set *serving.Set, b *blockSource, local serving.Source) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.lock(set)()
 	if _, known := s.blocks[b.meta.ULID]; known {
 		set.Replace([]serving.Source{local}, nil)
 		return
@@ -81,8 +91,9 @@ func (s *bucketState) missing(metas []block.Meta) []block.Meta {
 
 // listing makes the visible blocks of a listing, begun at mark, those that queries see, in one step.
 func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Meta, opened []*blockSource, unknown []*unknownBlock, local map[ulid.ULID]bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	var unused []*blockSource
+	defer func() { closeSources(unused) }()
+	defer s.lock(set)()
 	keep := map[ulid.ULID]bool{}
 	for _, m := range visible {
 		keep[m.ULID] = true
@@ -99,7 +110,7 @@ func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Met
 	for _, b := range opened {
 		// A block that also stands on local disk comes in when its upload is confirmed.
 		if _, known := s.blocks[b.meta.ULID]; known || local[b.meta.ULID] {
-			_ = b.Close()
+			unused = append(unused, b)
 			continue
 		}
 		s.blocks[b.meta.ULID], s.since[b.meta.ULID] = b, 0
@@ -117,8 +128,7 @@ func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Met
 
 // assume lets queries see what was in the bucket once, before the first listing; where they need what is unknown they meet an error.
 func (s *bucketState) assume(set *serving.Set, opened []*blockSource, unknown []serving.Source) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.lock(set)()
 	var add []serving.Entry
 	for _, b := range opened {
 		s.blocks[b.meta.ULID], s.since[b.meta.ULID] = b, 0
@@ -129,6 +139,12 @@ func (s *bucketState) assume(set *serving.Set, opened []*blockSource, unknown []
 	}
 	s.unknown = unknown
 	set.Replace(nil, add)
+}
+
+func closeSources(blocks []*blockSource) {
+	for _, b := range blocks {
+		_ = b.Close()
+	}
 }
 
 func (s *bucketState) metas() []block.Meta {
@@ -186,8 +202,22 @@ func (e *Engine) bucketConfig(path string) ([]byte, error) {
 	})
 }
 
-// OpenBucket makes the bucket that a configuration in Thanos's format describes. Secrets in it do not appear in errors.
+// OpenBucket makes the bucket that a configuration in Thanos's format describes, for the use without an engine: a folder must be
+// there. Secrets in the configuration do not appear in errors.
 func OpenBucket(config []byte) (objstore.Bucket, error) {
+	b, err := newBucket(config)
+	if err != nil {
+		return nil, err
+	}
+	if dir, ok := b.(*block.DirBucket); ok {
+		if err := dir.Available(); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+func newBucket(config []byte) (objstore.Bucket, error) {
 	var c struct {
 		Type   string
 		Config struct{ Directory string }
@@ -209,9 +239,10 @@ func (e *Engine) openBucket(d *dataPath) error {
 	if err != nil {
 		return err
 	}
-	if d.bucket, err = OpenBucket(config); err != nil {
+	if d.bucket, err = newBucket(config); err != nil {
 		return err
 	}
+	d.folder = newBucketFolder(d.path, d.bucket)
 	d.lister = block.NewLister(d.bucket)
 	d.cache = e.cache
 	d.runner, err = batch.NewRunner(batch.Options{
@@ -289,7 +320,7 @@ func (e *Engine) syncBucket(ctx context.Context) error {
 		return fmt.Errorf("wait for another listing of the bucket: %w", ctx.Err())
 	}
 	mark := e.data.synced.mark()
-	listed, err := e.data.lister.List(ctx)
+	listed, err := e.listBucket(ctx)
 	if err != nil {
 		e.metrics.bucketUp.Set(0)
 		e.data.synced.mu.Lock()
@@ -306,6 +337,13 @@ func (e *Engine) syncBucket(ctx context.Context) error {
 	e.report("bucket listing", e.saveListing(visible))
 	e.report("bucket blocks", unusable(e.data.lister.Bad()))
 	return e.show(ctx, mark, visible)
+}
+
+func (e *Engine) listBucket(ctx context.Context) (map[ulid.ULID]block.Listed, error) {
+	if err := e.data.folder.prepare(ctx); err != nil {
+		return nil, err
+	}
+	return e.data.lister.List(ctx)
 }
 
 // unusable names the blocks whose samples are missing from answers because their meta.json cannot be used.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,6 +43,7 @@ type dataPath struct {
 	lock       *fileLock
 	walOptions wal.Options
 	bucket     objstore.Bucket
+	folder     *bucketFolder // where the bucket is one; else nil
 	lister     *block.Lister
 	cache      *block.Cache
 	runner     *batch.Runner
@@ -85,9 +88,12 @@ func (e *Engine) open(ctx context.Context) {
 
 // tryOpen takes the data path. When it fails it has let go of everything.
 func (e *Engine) tryOpen(ctx context.Context) (err error) {
-	d, err := e.openPath()
-	if err != nil {
-		return err
+	d := e.prepared.data
+	e.prepared.data = nil
+	if d == nil {
+		if d, err = e.openPath(); err != nil {
+			return err
+		}
 	}
 	e.data = d
 	defer func() {
@@ -112,25 +118,31 @@ func (e *Engine) tryOpen(ctx context.Context) (err error) {
 	return e.recover(ctx, logs, highest)
 }
 
-func (e *Engine) openPath() (*dataPath, error) {
-	e.setPhase(Starting, "taking the data path")
-	path, err := filepath.Abs(e.cfg.Storage.Path)
-	if err != nil {
-		return nil, fmt.Errorf("data path: %w", err)
+// takePath makes the data path's folders and locks other processes out.
+func (e *Engine) takePath() (path string, lock *fileLock, err error) {
+	if path, err = filepath.Abs(e.cfg.Storage.Path); err != nil {
+		return "", nil, err
 	}
 	for _, dir := range []string{walDir, blocksDir, scratchDir} {
 		if err := os.MkdirAll(filepath.Join(path, dir), 0o750); err != nil {
-			return nil, fmt.Errorf("data path: %w", err)
+			return "", nil, err
 		}
 	}
-	lock, err := lockPath(filepath.Join(path, lockFile))
+	lock, err = lockPath(filepath.Join(path, lockFile))
+	return path, lock, err
+}
+
+// openPath takes the data path and opens the bucket, which is not asked for anything yet unless its kind wants that.
+func (e *Engine) openPath() (*dataPath, error) {
+	e.setPhase(Starting, "taking the data path")
+	path, lock, err := e.takePath()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--storage.path=%s: %w", e.cfg.Storage.Path, err)
 	}
 	d := &dataPath{path: path, lock: lock, full: make(chan struct{}, 1), synced: newBucketState(), begun: map[uint64]bool{}}
 	every, interval, err := e.cfg.Storage.walSync()
 	if err == nil {
-		err = e.openBucket(d)
+		err = e.cfg.Bucket.named(e.openBucket(d))
 	}
 	if err != nil {
 		lock.release()
@@ -144,6 +156,15 @@ func (e *Engine) openPath() (*dataPath, error) {
 		e.logger.Warn("metadata of metrics is lost", "err", err)
 	}
 	return d, nil
+}
+
+// outage tells whether an error is one of the network, which may pass: some kinds of bucket are asked for something as soon as they are opened.
+func outage(err error) bool {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Op != "parse"
+	}
+	_, ok := errors.AsType[*net.OpError](err)
+	return ok
 }
 
 // syncFailed hears that the disk refused to sync the log. What it put at risk is safe again as soon as it is in a block.
