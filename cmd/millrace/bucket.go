@@ -50,7 +50,11 @@ func (b *bucketCommand) open() (objstore.Bucket, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--objstore.config-file: %w", err)
 		}
-		return engine.OpenBucket(raw)
+		bkt, err := engine.OpenBucket(raw)
+		if err != nil {
+			return nil, fmt.Errorf("--objstore.config-file=%s: %w", b.file, err)
+		}
+		return bkt, nil
 	}
 	dir, err := filepath.Abs(filepath.Join(b.path, "bucket"))
 	if err != nil {

@@ -8,16 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/go-kit/log"
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/storage"
-	"github.com/thanos-io/objstore"
-	"github.com/thanos-io/objstore/client"
-	"gopkg.in/yaml.v3"
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
@@ -185,62 +180,13 @@ func (u *unknownBlocks) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error)
 	return nil, fmt.Errorf("the bucket has not been reached since the start, so the answer could be incomplete (layer=speed answers without it): %w", u.err)
 }
 
-// bucketConfig reads the user's configuration, or makes the one of the default.
-func (e *Engine) bucketConfig(path string) ([]byte, error) {
-	switch {
-	case e.cfg.Bucket.Content != "":
-		return []byte(e.cfg.Bucket.Content), nil
-	case e.cfg.Bucket.File != "":
-		raw, err := os.ReadFile(e.cfg.Bucket.File)
-		if err != nil {
-			return nil, fmt.Errorf("--objstore.config-file: %w", err)
-		}
-		return raw, nil
-	}
-	return yaml.Marshal(map[string]any{
-		"type": "FILESYSTEM", "config": map[string]any{"directory": filepath.Join(path, bucketDir)},
-	})
-}
-
-// OpenBucket makes the bucket that a configuration in Thanos's format describes, for the use without an engine: a folder must be
-// there. Secrets in the configuration do not appear in errors.
-func OpenBucket(config []byte) (objstore.Bucket, error) {
-	b, err := newBucket(config)
-	if err != nil {
-		return nil, err
-	}
-	if dir, ok := b.(*block.DirBucket); ok {
-		if err := dir.Available(); err != nil {
-			return nil, err
-		}
-	}
-	return b, nil
-}
-
-func newBucket(config []byte) (objstore.Bucket, error) {
-	var c struct {
-		Type   string
-		Config struct{ Directory string }
-		Prefix string
-	}
-	// A folder is served by our own bucket, which syncs what is uploaded and maps what is read.
-	if err := yaml.Unmarshal(config, &c); err == nil && strings.EqualFold(c.Type, "FILESYSTEM") && c.Config.Directory != "" {
-		return block.NewDirBucket(filepath.Join(c.Config.Directory, filepath.FromSlash(c.Prefix)))
-	}
-	b, err := client.NewBucket(log.NewNopLogger(), config, "millrace", nil)
-	if err != nil {
-		return nil, fmt.Errorf("configure bucket: %w", err)
-	}
-	return b, nil
-}
-
 func (e *Engine) openBucket(d *dataPath) error {
-	config, err := e.bucketConfig(d.path)
-	if err != nil {
-		return err
+	config, from, err := e.bucketConfig(d.path)
+	if err == nil {
+		d.bucket, err = newBucket(config)
 	}
-	if d.bucket, err = newBucket(config); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("%s: %w", from, err)
 	}
 	d.folder = newBucketFolder(d.path, d.bucket)
 	d.lister = block.NewLister(d.bucket)

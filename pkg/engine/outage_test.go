@@ -43,7 +43,7 @@ func (b *movableBucket) config(path string) Config {
 func (b *movableBucket) away() { b.link(b.dir) }
 func (b *movableBucket) back() { b.link(b.present) }
 
-// link lets the bucket's name lead to target, in one step: a folder that is not there is a bucket without blocks.
+// link lets the bucket's name lead to target, in one step.
 func (b *movableBucket) link(target string) {
 	next := b.dir + ".next"
 	require.NoError(b.t, os.Symlink(target, next))

@@ -1,0 +1,104 @@
+package engine
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/go-kit/log"
+	"github.com/thanos-io/objstore"
+	"github.com/thanos-io/objstore/client"
+	"gopkg.in/yaml.v3"
+
+	"github.com/millrace/millrace/pkg/block"
+)
+
+// bucketConfig reads the user's configuration, or makes the one of the default, and says where it is from.
+func (e *Engine) bucketConfig(path string) (config []byte, from string, err error) {
+	switch {
+	case e.cfg.Bucket.Content != "":
+		return []byte(e.cfg.Bucket.Content), "--objstore.config", nil
+	case e.cfg.Bucket.File != "":
+		config, err = os.ReadFile(e.cfg.Bucket.File)
+		return config, "--objstore.config-file=" + e.cfg.Bucket.File, err
+	}
+	config, err = yaml.Marshal(map[string]any{
+		"type": "FILESYSTEM", "config": map[string]any{"directory": filepath.Join(path, bucketDir)},
+	})
+	return config, "default bucket", err
+}
+
+// OpenBucket makes the bucket that a configuration in Thanos's format describes, for the use without an engine: a folder must be
+// there. Secrets in the configuration do not appear in errors.
+func OpenBucket(config []byte) (objstore.Bucket, error) {
+	b, err := newBucket(config)
+	if err != nil {
+		return nil, err
+	}
+	if dir, ok := b.(*block.DirBucket); ok {
+		if err := dir.Available(); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+func newBucket(config []byte) (objstore.Bucket, error) {
+	var c struct {
+		Type   string
+		Config struct{ Directory string }
+		Prefix string
+	}
+	// A folder is served by our own bucket, which syncs what is uploaded and maps what is read.
+	if err := yaml.Unmarshal(config, &c); err == nil && strings.EqualFold(c.Type, "FILESYSTEM") && c.Config.Directory != "" {
+		return block.NewDirBucket(filepath.Join(c.Config.Directory, filepath.FromSlash(c.Prefix)))
+	}
+	b, err := client.NewBucket(log.NewNopLogger(), config, "millrace", nil)
+	if err != nil {
+		return nil, fmt.Errorf("configure bucket: %w", linedError{err, config})
+	}
+	return b, nil
+}
+
+// linedError is an error of the bucket's client with lines as they are in the configuration. The client counts those of the section
+// 'config' in a sorted copy of its own, where nobody can look.
+type linedError struct {
+	error
+	config []byte
+}
+
+var linePattern = regexp.MustCompile(`line \d+: (?:field (\S+) not found)?`)
+
+// Unwrap returns the client's error.
+func (e linedError) Unwrap() error { return e.error }
+
+// Error implements error.
+func (e linedError) Error() string {
+	text := e.error.Error()
+	var doc struct{ Config yaml.Node }
+	if !strings.HasPrefix(text, "create ") || yaml.Unmarshal(e.config, &doc) != nil {
+		return text
+	}
+	return linePattern.ReplaceAllStringFunc(text, func(found string) string {
+		_, what, _ := strings.Cut(found, ": ")
+		if line := lineOfKey(&doc.Config, linePattern.FindStringSubmatch(found)[1]); line > 0 {
+			return fmt.Sprintf("line %d: %s", line, what)
+		}
+		return what
+	})
+}
+
+// lineOfKey is the line of the first key of that name, 0 if there is none.
+func lineOfKey(n *yaml.Node, key string) int {
+	for i, child := range n.Content {
+		if n.Kind == yaml.MappingNode && i%2 == 0 && child.Value == key && key != "" {
+			return child.Line
+		}
+		if line := lineOfKey(child, key); line > 0 {
+			return line
+		}
+	}
+	return 0
+}
