@@ -17,7 +17,7 @@ import (
 // stopWithin is how long a server takes to stop at the most; systemd and Grafana are not patient.
 const stopWithin = time.Second
 
-// runServe runs the engine until ctx ends.
+// runServe runs the engine until ctx ends. Settings that cannot work are an error at once; an outage of the bucket is not.
 func runServe(ctx context.Context, cfg engine.Config, stdout, stderr io.Writer) error {
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -27,6 +27,10 @@ func runServe(ctx context.Context, cfg engine.Config, stdout, stderr io.Writer) 
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), versioncollector.NewCollector("millrace"))
 	e, err := engine.New(cfg, reg, reg, logger)
 	if err != nil {
+		return err
+	}
+	// Whoever started a server is there to hear why it cannot work; trying on would hide it in the log.
+	if err := e.Prepare(); err != nil {
 		return err
 	}
 	e.Start(promapi.ForEngine(e))

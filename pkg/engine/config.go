@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"sort"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/alecthomas/units"
 	"github.com/prometheus/common/model"
+	"github.com/prometheus/exporter-toolkit/web"
 	"gopkg.in/yaml.v3"
 
 	"github.com/millrace/millrace/pkg/ingest"
@@ -157,7 +159,7 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("--speed.seal-interval=%s: must be above 0 and at most 2h", c.Speed.SealInterval)
 	}
 	if c.Storage.LocalLimit < 64<<20 {
-		return fmt.Errorf("--storage.local-limit=%d: must be at least 64MB", c.Storage.LocalLimit)
+		return fmt.Errorf("--storage.local-limit=%s: must be at least 64MB", sizeText(c.Storage.LocalLimit))
 	}
 	if c.Bucket.File != "" && c.Bucket.Content != "" {
 		return errors.New("--objstore.config-file and --objstore.config exclude each other")
@@ -205,35 +207,56 @@ func (s StorageConfig) externalLabels() map[string]string {
 	return map[string]string{"millrace": "main"}
 }
 
+// validate checks what the flags tell without the configuration file, which can be mended while the process runs.
 func (w WebConfig) validate() error {
 	if w.ListenAddress == "" {
 		return nil
 	}
-	host, _, err := net.SplitHostPort(w.ListenAddress)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(w.ListenAddress); err != nil {
 		return fmt.Errorf("--web.listen-address=%q: %w", w.ListenAddress, err)
 	}
-	if isLoopback(host) || w.AllowUnauthenticated {
-		return nil
-	}
-	authenticates, err := w.authenticates()
-	if err != nil {
-		return err
-	}
-	if !authenticates {
-		return fmt.Errorf("--web.listen-address=%s: others can reach this address and no authentication is configured; name a --web.config.file with basic_auth_users or client certificates, listen on 127.0.0.1, or insist with --web.allow-unauthenticated", w.ListenAddress)
+	if w.needsAuthentication() && w.ConfigFile == "" {
+		return w.unauthenticated()
 	}
 	return nil
 }
 
+// check is validate and a look into the configuration file. That comes first: who misspelt basic_auth_users is not helped by hearing that there are none.
+func (w WebConfig) check() error {
+	if err := w.validate(); err != nil || w.ConfigFile == "" {
+		return err
+	}
+	if err := web.Validate(w.ConfigFile); err != nil {
+		return fmt.Errorf("--web.config.file=%s: %w", w.ConfigFile, settingsError{err})
+	}
+	if !w.needsAuthentication() {
+		return nil
+	}
+	authenticates, err := w.authenticates()
+	if err != nil {
+		return fmt.Errorf("--web.config.file=%s: %w", w.ConfigFile, err)
+	}
+	if !authenticates {
+		return w.unauthenticated()
+	}
+	return nil
+}
+
+// needsAuthentication tells whether others can reach the listener and the user does not insist.
+func (w WebConfig) needsAuthentication() bool {
+	host, _, err := net.SplitHostPort(w.ListenAddress)
+	return (err != nil || !isLoopback(host)) && !w.AllowUnauthenticated
+}
+
+func (w WebConfig) unauthenticated() error {
+	return fmt.Errorf("--web.listen-address=%s: others can reach this address and no authentication is configured; name a --web.config.file with basic_auth_users or client certificates, listen on 127.0.0.1, or insist with --web.allow-unauthenticated", w.ListenAddress)
+}
+
 // authenticates tells whether the web configuration file asks clients who they are.
 func (w WebConfig) authenticates() (bool, error) {
-	if w.ConfigFile == "" {
-		return false, nil
-	}
 	raw, err := os.ReadFile(w.ConfigFile)
 	if err != nil {
-		return false, fmt.Errorf("--web.config.file: %w", err)
+		return false, err
 	}
 	var f struct {
 		Users map[string]any `yaml:"basic_auth_users"`
@@ -242,10 +265,25 @@ func (w WebConfig) authenticates() (bool, error) {
 		} `yaml:"tls_server_config"`
 	}
 	if err := yaml.Unmarshal(raw, &f); err != nil {
-		return false, fmt.Errorf("--web.config.file=%s: %w", w.ConfigFile, err)
+		return false, err
 	}
 	return len(f.Users) > 0 || f.TLS.ClientAuth == "RequireAndVerifyClientCert", nil
 }
+
+// settingsError says in one line, and without names of Go's types, what a YAML parser finds wrong with a configuration.
+type settingsError struct{ error }
+
+var unknownField = regexp.MustCompile(`field (\S+) not found in type \S+`)
+
+// Error implements error.
+func (e settingsError) Error() string {
+	text := unknownField.ReplaceAllString(e.error.Error(), `there is no setting "$1"`)
+	text = strings.ReplaceAll(text, "yaml: unmarshal errors:\n  ", "")
+	return strings.ReplaceAll(text, "\n  ", "; ")
+}
+
+// Unwrap returns what the parser said.
+func (e settingsError) Unwrap() error { return e.error }
 
 func isLoopback(host string) bool {
 	if host == "localhost" {
@@ -420,7 +458,7 @@ func durationVar(f *kingpin.FlagClause, def time.Duration, target *time.Duration
 }
 
 func bytesVar(f *kingpin.FlagClause, def int64, target *int64) {
-	named(f.Default(units.Base2Bytes(def).String()), (*bytesValue)(target))
+	named(f.Default(sizeText(def)), (*bytesValue)(target))
 }
 
 // named gives a flag its value, whose errors then say which flag it was: a value by itself does not know.
@@ -490,7 +528,10 @@ func (b *bytesValue) Set(s string) error {
 	return nil
 }
 
-func (b *bytesValue) String() string { return units.Base2Bytes(*b).String() }
+func (b *bytesValue) String() string { return sizeText(int64(*b)) }
+
+// sizeText writes a size as errors and documentation do, so that what --help shows can be found again in an error and be given as a value.
+func sizeText(n int64) string { return strings.ReplaceAll(units.Base2Bytes(n).String(), "iB", "B") }
 
 // listValue is a comma-separated list; given twice, the lists are joined.
 type listValue []string

@@ -3,7 +3,8 @@
 //
 // An engine belongs to a process. Start returns at once; opening (taking the lock of the data path, reading local blocks, replaying logs)
 // happens in the background and is tried again every second when it fails, so that no error of the engine ends its process. Until it
-// is ready every handler answers that it is starting.
+// is ready every handler answers that it is starting. A process that is better ended than left with settings that cannot work calls
+// Prepare first, which takes address, data path and bucket at once or says why they cannot be had.
 //
 // # Concurrency
 //
@@ -24,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"sync"
@@ -85,7 +87,8 @@ type Engine struct {
 	batchMetrics *batch.Metrics
 	listening    atomic.Value // net.Addr
 
-	data *dataPath // what opening made; nil before; written before the phase becomes Ready
+	prepared prepared  // what Prepare took, for the first attempts of the background work
+	data     *dataPath // what opening made; nil before; written before the phase becomes Ready
 
 	rotating sync.Mutex
 	accept   sync.Mutex
@@ -133,6 +136,33 @@ func New(cfg Config, reg prometheus.Registerer, gatherer prometheus.Gatherer, lo
 		return nil, err
 	}
 	return e, nil
+}
+
+// prepared is what was taken before the start. Each part has one goroutine that takes it over.
+type prepared struct {
+	listener net.Listener
+	data     *dataPath
+}
+
+// Prepare takes what the settings name: the listener's address, the data path, the bucket. Its error is one that only the user mends, and then
+// nothing is held any more; an outage of the bucket is none. Start must follow. Without Prepare, Start's background work tries until it gets them.
+func (e *Engine) Prepare() error {
+	if e.cfg.Web.ListenAddress != "" {
+		l, err := e.bind()
+		if err != nil {
+			return err
+		}
+		e.prepared.listener = l
+	}
+	d, err := e.openPath()
+	if err != nil && !outage(err) {
+		if l := e.prepared.listener; l != nil {
+			_ = l.Close()
+		}
+		return err
+	}
+	e.prepared.data = d
+	return nil
 }
 
 // Start opens the engine in the background, and serves api on its listener.

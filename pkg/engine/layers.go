@@ -48,11 +48,14 @@ type BlockInfo struct {
 
 // Watermarks say how far each layer has come, as generation numbers and times.
 type Watermarks struct {
-	Accepting    uint64 `json:"accepting"`    // the active generation
-	Uploaded     uint64 `json:"uploaded"`     // all up to it are in the bucket
-	Compacted    uint64 `json:"compacted"`    // all up to it are in blocks of level 1 or higher
-	NewestSample *int64 `json:"newestSample"` // in memory, ms; null if there is none
-	Horizon      *int64 `json:"horizon"`      // retention; null is for ever
+	Accepting uint64 `json:"accepting"` // the active generation
+	Uploaded  uint64 `json:"uploaded"`  // all up to it are in the bucket
+	Compacted uint64 `json:"compacted"` // all up to it are in blocks of level 1 or higher
+	// The newest sample of all, of the speed and of the batch layer, in ms; null where there is none. See newestIn for how exact the last one is.
+	NewestSample      *int64 `json:"newestSample"`
+	NewestSpeedSample *int64 `json:"newestSpeedSample"`
+	NewestBatchSample *int64 `json:"newestBatchSample"`
+	Horizon           *int64 `json:"horizon"` // retention; null is for ever
 }
 
 // BucketInfo says how the bucket is.
@@ -93,6 +96,7 @@ func (e *Engine) Layers() Layers {
 	}
 	l.Jobs = append(l.Jobs, e.data.runner.Status()...)
 	l.Watermarks = watermarks(l.Generations, inBucket)
+	l.Watermarks.setNewest(newestSpeed(l.Generations, local), newestBatch(inBucket, time.Now()))
 	if h := e.horizon(); h != minTime {
 		l.Watermarks.Horizon = &h
 	}
@@ -131,9 +135,6 @@ func watermarks(generations []GenerationInfo, inBucket []block.Meta) Watermarks 
 	var w Watermarks
 	for _, g := range generations {
 		w.Accepting = max(w.Accepting, g.Number)
-		if g.MaxTime != nil && (w.NewestSample == nil || *g.MaxTime > *w.NewestSample) {
-			w.NewestSample = g.MaxTime
-		}
 	}
 	lowestRaw := uint64(0)
 	for _, m := range inBucket {
@@ -149,6 +150,57 @@ func watermarks(generations []GenerationInfo, inBucket []block.Meta) Watermarks 
 		}
 	}
 	return w
+}
+
+func (w *Watermarks) setNewest(speed, batch int64) {
+	w.NewestSample, w.NewestSpeedSample, w.NewestBatchSample = orNull(max(speed, batch)), orNull(speed), orNull(batch)
+}
+
+func orNull(t int64) *int64 {
+	if t == minTime {
+		return nil
+	}
+	return &t
+}
+
+// newestSpeed is the time of the newest sample that no block in the bucket holds; minTime if there is none.
+func newestSpeed(generations []GenerationInfo, local []*localBlock) int64 {
+	newest := int64(minTime)
+	for _, g := range generations {
+		if g.MaxTime != nil {
+			newest = max(newest, *g.MaxTime)
+		}
+	}
+	for _, b := range local {
+		newest = max(newest, b.meta.MaxTime-1)
+	}
+	return newest
+}
+
+// newestBatch is the time of the newest sample in the bucket; minTime if it is empty.
+func newestBatch(metas []block.Meta, now time.Time) int64 {
+	newest := int64(minTime)
+	for _, m := range metas {
+		newest = max(newest, newestIn(m, now))
+	}
+	return newest
+}
+
+// newestIn is the time of a block's newest sample, from its meta.json alone. A block of level 0 ends with its newest sample; a compacted one ends
+// with its window, and lists the blocks that it was made of. Where all of those are compacted too, the end of their windows is the best that is
+// known, or the present, if that comes first: it is at most one such window late.
+func newestIn(m block.Meta, now time.Time) int64 {
+	end := m.MaxTime
+	if parents := m.Compaction.Parents; m.Level() > 0 && len(parents) > 0 {
+		end = minTime
+		for _, p := range parents {
+			end = max(end, min(p.MaxTime, m.MaxTime))
+		}
+	}
+	if end%windowMillis == 0 {
+		return min(end-1, max(now.UnixMilli(), m.MinTime))
+	}
+	return end - 1
 }
 
 func (s *bucketState) info() BucketInfo {

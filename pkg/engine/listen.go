@@ -16,7 +16,7 @@ const stopGrace = 500 * time.Millisecond
 
 // listen serves the API on the engine's own listener, and tries again every second while the address is taken.
 func (e *Engine) listen(ctx context.Context, api http.Handler) {
-	for ctx.Err() == nil {
+	for {
 		err := e.serve(ctx, api)
 		if ctx.Err() != nil {
 			return
@@ -26,13 +26,26 @@ func (e *Engine) listen(ctx context.Context, api http.Handler) {
 	}
 }
 
-func (e *Engine) serve(ctx context.Context, api http.Handler) error {
-	if err := e.cfg.Web.validate(); err != nil {
-		return err
+// bind takes the listener's address. The configuration file is checked before, whole: an address that is taken to be given up again would be
+// a recovery and a failure in turn, every second.
+func (e *Engine) bind() (net.Listener, error) {
+	if err := e.cfg.Web.check(); err != nil {
+		return nil, err
 	}
 	l, err := net.Listen("tcp", e.cfg.Web.ListenAddress)
 	if err != nil {
-		return fmt.Errorf("listen on %s: %w", e.cfg.Web.ListenAddress, err)
+		return nil, fmt.Errorf("--web.listen-address=%s: %w", e.cfg.Web.ListenAddress, err)
+	}
+	return l, nil
+}
+
+func (e *Engine) serve(ctx context.Context, api http.Handler) (err error) {
+	l := e.prepared.listener
+	e.prepared.listener = nil
+	if l == nil {
+		if l, err = e.bind(); err != nil {
+			return err
+		}
 	}
 	e.report("listener", nil)
 	srv := &http.Server{Handler: api, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 1 << 20}

@@ -142,11 +142,11 @@ func (e *Engine) openPath() (*dataPath, error) {
 	d := &dataPath{path: path, lock: lock, full: make(chan struct{}, 1), synced: newBucketState(), begun: map[uint64]bool{}}
 	every, interval, err := e.cfg.Storage.walSync()
 	if err == nil {
-		err = e.cfg.Bucket.named(e.openBucket(d))
+		err = e.openBucket(d)
 	}
 	if err != nil {
 		lock.release()
-		return nil, err
+		return nil, settingsError{err}
 	}
 	d.walOptions = wal.Options{
 		SyncEvery: every, SyncInterval: interval, Metrics: e.metrics.wal, Logger: e.logger, MaxRecordSize: maxRecordSize,

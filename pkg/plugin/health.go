@@ -30,9 +30,14 @@ type healthReport struct {
 type layers struct {
 	Generations []generation `json:"generations"`
 	Blocks      []block      `json:"blocks"`
+	Watermarks  *watermarks  `json:"watermarks,omitempty"`
 	Bucket      *bucket      `json:"bucket,omitempty"`
 	// Problems are what is wrong with a server that answers, by component.
 	Problems map[string]string `json:"problems,omitempty"`
+}
+
+type watermarks struct {
+	NewestSample *int64 `json:"newestSample"` // milliseconds; of all layers, null where there is no sample
 }
 
 type generation struct {
@@ -88,8 +93,11 @@ func readLayers(ctx context.Context, api http.Handler) (*layers, error) {
 	return &wrapped.layers, nil
 }
 
-// newest tells how old the newest sample is. Blocks know only the window that they cover.
+// newest tells how old the newest sample is. Blocks know only the window that they cover, so a server that tells the sample itself is believed.
 func (l *layers) newest(now time.Time) string {
+	if w := l.Watermarks; w != nil && w.NewestSample != nil {
+		return "newest sample " + ageText(now.Sub(time.UnixMilli(*w.NewestSample)))
+	}
 	var sample, window int64
 	var inMemory bool
 	for _, g := range l.Generations {

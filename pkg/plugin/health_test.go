@@ -51,6 +51,7 @@ func TestHealth(t *testing.T) {
 		{"wrapped", ready, 200, `{"status":"success","data":` + someLayers + `}`, true, []string{"at least 40 series"}},
 		{"empty", ready, 200, `{"generations":[{"state":"active"}],"blocks":[]}`, true, []string{"1 generation;", "no blocks", "no samples yet"}},
 		{"blocks alone", ready, 200, `{"generations":[{"state":"active","minTime":null}],"blocks":[{"level":0,"maxTime":1000}]}`, true, []string{"newest sample at least"}},
+		{"blocks alone, a server that knows its newest sample", ready, 200, `{"generations":[],"blocks":[{"level":1,"maxTime":99999999999999}],"watermarks":{"newestSample":1000}}`, true, []string{"newest sample", "old"}},
 		{"bucket not asked yet", ready, 200, `{"generations":[],"blocks":[],"bucket":{"reachable":false}}`, true, []string{"no blocks"}},
 		{"a problem of a component", ready, 200, `{"generations":[],"blocks":[],"problems":{"listener":"port taken"}}`, false, []string{"But: listener: port taken"}},
 		{"bucket away", ready, 200, `{"generations":[],"blocks":[],"bucket":{"reachable":false,"error":"connection refused"}}`, false, []string{"bucket cannot be reached: connection refused"}},

@@ -31,7 +31,7 @@ type Options struct {
 	Engine Engine
 	// Orgs are the organisations that are answered. The zero value is none.
 	Orgs Orgs
-	// MaxBody is the largest body of a resource call in bytes, compressed as it comes; 0 is 32 MiB.
+	// MaxBody is the largest body of a resource call in bytes, compressed as it comes; 0 is 32MB.
 	MaxBody int64
 	// Logger is where handlers write; nil is the SDK's.
 	Logger log.Logger

@@ -204,7 +204,7 @@ func (d *datasource) serveResource(w http.ResponseWriter, r *http.Request, req *
 		return
 	}
 	if int64(len(req.Body)) > d.maxBody {
-		writeAPIError(w, http.StatusRequestEntityTooLarge, "bad_data", "the body is larger than "+sizeText(d.maxBody))
+		writeAPIError(w, http.StatusRequestEntityTooLarge, "bad_data", "the body is larger than --ingest.max-body-size="+sizeText(d.maxBody))
 		return
 	}
 	if cleaned == pathSuggestions {
@@ -223,14 +223,14 @@ func userRole(u *backend.User) string {
 	return u.Role
 }
 
-// sizeText writes a size in the largest binary unit that it is a multiple of.
+// sizeText writes a size as the flags have it: in the largest unit, a power of 1,024, that it is a multiple of.
 func sizeText(n int64) string {
-	units := []string{"bytes", "KiB", "MiB", "GiB"}
+	units := []string{"B", "KB", "MB", "GB"}
 	i := 0
 	for i < len(units)-1 && n != 0 && n%1024 == 0 {
 		n, i = n/1024, i+1
 	}
-	return fmt.Sprintf("%d %s", n, units[i])
+	return fmt.Sprintf("%d%s", n, units[i])
 }
 
 func orNone(role string) string {

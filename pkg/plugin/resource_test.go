@@ -259,7 +259,7 @@ func TestBodyLimit(t *testing.T) {
 	bothEcho(t, `{}`, func(t *testing.T, d *datasource) {
 		resp := call(t, d, "Editor", backend.CallResourceRequest{Method: "POST", Path: "api/v1/write", Body: make([]byte, d.maxBody+1)})
 		require.Equal(t, 413, resp.Status)
-		require.Contains(t, string(resp.Body), "1 MiB")
+		require.Contains(t, string(resp.Body), "--ingest.max-body-size=1MB")
 		require.Equal(t, 200, call(t, d, "Editor", backend.CallResourceRequest{Method: "POST", Path: "api/v1/write", Body: bytes.Repeat([]byte("a"), int(d.maxBody))}).Status)
 	})
 }

@@ -100,7 +100,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	if !slices.Contains(found.methods, r.Method) {
 		w.Header().Set("Allow", strings.Join(found.methods, ", "))
-		a.fail(w, methodNotAllowed, fmt.Errorf("method %s is not allowed for %s", r.Method, r.URL.Path))
+		a.fail(w, methodNotAllowed, fmt.Errorf("method %s is not allowed for %s, which takes %s", r.Method, r.URL.Path, strings.Join(found.methods, " or ")))
 		return
 	}
 	if found.always || !a.refuse(w) {
