@@ -28,6 +28,9 @@ var errAbandoned = errors.New("others did this work")
 // errNoEffect says that a job is due although it was done.
 var errNoEffect = errors.New("the job stays due although it was done; an output of it is in the bucket but cannot be used")
 
+// errNoRoom says that a job was not begun for want of room on the local disk.
+var errNoRoom = errors.New("too little room on the local disk")
+
 // execution is one attempt at a job. It belongs to one goroutine.
 type execution struct {
 	*run
@@ -51,6 +54,9 @@ func (e *execution) do(ctx context.Context) (err error) {
 	if len(windows) == 0 {
 		return e.markEmpty(ctx)
 	}
+	if err := e.checkRoom(); err != nil {
+		return err
+	}
 	e.tracker.windows.Store(int64(len(windows)))
 	for len(windows) > 1 {
 		w := windows[0]
@@ -63,6 +69,25 @@ func (e *execution) do(ctx context.Context) (err error) {
 		windows = windows[1:]
 	}
 	return e.commit(ctx, windows)
+}
+
+// checkRoom fails a job that would take the disk from others, or fill it half-way. Outputs are about as large as inputs; each is made in
+// the scratch folder, and where the bucket is a folder of the same disk they all are there a second time.
+func (e *execution) checkRoom() error {
+	if e.o.Room == nil {
+		return nil
+	}
+	room, known := e.o.Room()
+	need := int64(0)
+	for _, m := range e.job.Inputs {
+		need += 2 * m.Size()
+	}
+	if !known || need <= room {
+		return nil
+	}
+	e.metrics.noRoom.Inc()
+	return fmt.Errorf("%w: the job may need %d bytes in %s, which has %d to give beyond what is kept free; it is tried again at the next run",
+		errNoRoom, need, e.o.ScratchDir, max(0, room))
 }
 
 // commit uploads the block that replaces the inputs: that of the last window. Should it turn out to have no samples, although

@@ -20,6 +20,7 @@ type Metrics struct {
 	marked            *prometheus.CounterVec
 	deleted           prometheus.Counter
 	partials          prometheus.Counter
+	noRoom            prometheus.Counter
 	quarantined       prometheus.Gauge
 }
 
@@ -56,6 +57,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		marked:       vec("blocks_marked_total", "Blocks marked for deletion, by reason.", "reason"),
 		deleted:      counter("blocks_deleted_total", "Blocks deleted after their grace period."),
 		partials:     counter("partial_uploads_deleted_total", "Abandoned uploads that were deleted."),
+		noRoom:       counter("jobs_without_room_total", "Batch jobs that failed at once because the local disk has too little room for them."),
 		quarantined: f.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_batch_blocks_quarantined", Help: "Blocks that cannot be read and take part in no job.",
 		}),

@@ -54,6 +54,9 @@ type Options struct {
 	// Uploaded returns up to which generation all blocks of the writer with these external labels are in the bucket, if that is
 	// known. It is asked before the bucket is listed. nil knows of none.
 	Uploaded func(labels map[string]string) (generation uint64, known bool)
+	// Room returns how many bytes jobs may write below ScratchDir, if that is known; a job that may need more fails before it
+	// begins. nil knows of no limit.
+	Room func() (bytes int64, known bool)
 	// Uploading says whether a block is being uploaded by this process just now; nil says no.
 	Uploading func(ulid.ULID) bool
 	Metrics   *Metrics
@@ -390,6 +393,9 @@ func (u *run) blame(ctx context.Context, e *execution, cause error) error {
 // suspicious says whether a failure calls for reading the job's inputs whole: it says itself that a block is to blame, or the
 // job has failed twice in a row.
 func (r *Runner) suspicious(job string, cause error) bool {
+	if errors.Is(cause, errNoRoom) {
+		return false // nothing was read
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.failures[job]++

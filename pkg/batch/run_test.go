@@ -431,6 +431,44 @@ func TestFailedJobIsTriedInTheNextRun(t *testing.T) {
 	w.check()
 }
 
+func TestAJobNeedsRoomOnTheDisk(t *testing.T) {
+	bkt := objstore.NewInMemBucket()
+	w := newWorld(t, bkt, testStart)
+	w.generation([]string{"a", "b"}, 0, 30*minute)
+	need := int64(0)
+	for _, m := range w.visible() {
+		need += 2 * m.Size()
+	}
+	room, known := need-1, true
+	reg := prometheus.NewRegistry()
+	r := w.runner(func(o *Options) {
+		o.Room = func() (int64, bool) { return room, known }
+		o.Metrics = NewMetrics(reg)
+	})
+	for range 3 {
+		s, err := r.Run(context.Background(), true)
+		require.ErrorIs(t, err, errNoRoom)
+		require.Equal(t, 1, s.Failed)
+		require.Equal(t, Failed, r.Status()[0].State)
+		require.Contains(t, r.Status()[0].Error, fmt.Sprintf("may need %d bytes in %s, which has %d", need, r.o.ScratchDir, room))
+		require.Empty(t, r.Quarantined())
+		require.Empty(t, r.failures, "the blocks are not to blame")
+		entries, err := os.ReadDir(r.o.ScratchDir)
+		require.NoError(t, err)
+		require.Empty(t, entries)
+	}
+	require.InDelta(t, 3, testutil.ToFloat64(r.metrics.noRoom), 0)
+	room = need
+	require.Equal(t, 1, w.run(r, true).Jobs)
+	w.check()
+
+	// Where nobody knows how much room there is, that is no reason to stop.
+	room, known = 0, false
+	w.generation([]string{"a"}, 10*minute)
+	require.Positive(t, w.run(r, true).Jobs)
+	w.check()
+}
+
 type uploadFails struct {
 	objstore.Bucket
 	fixed bool
