@@ -51,13 +51,19 @@ func (e *Engine) apply(g *generation, index uint64, b *ingest.Batch) {
 	e.metadata.add(b)
 }
 
-// admit refuses writes that the disk would have no room for.
+// admit refuses writes that disk or memory would have no room for.
 func (e *Engine) admit() error {
 	u := e.disk.Load()
 	if u == nil {
 		return nil // not open yet: there is no active generation either
 	}
 	if err := u.refusal(); err != nil {
+		e.metrics.refused.WithLabelValues("disk").Inc()
+		return unavailable(err.Error(), 10*time.Second)
+	}
+	if err := e.memoryRefusal(u.memory); err != nil {
+		e.metrics.refused.WithLabelValues("memory").Inc()
+		signal(e.data.full) // should the active generation itself be too large: no write will notice it now
 		return unavailable(err.Error(), 10*time.Second)
 	}
 	return nil

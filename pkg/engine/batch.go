@@ -92,6 +92,9 @@ func (c *Config) batchConfig() batch.Config {
 
 // RunJobs runs due jobs against a bucket without an engine: what 'millrace batch run' does.
 func RunJobs(ctx context.Context, o batch.Options, force bool) (batch.Summary, error) {
+	if o.Room == nil {
+		o.Room = func() (int64, bool) { return roomBelow(o.ScratchDir) }
+	}
 	r, err := batch.NewRunner(o)
 	if err != nil {
 		return batch.Summary{}, err

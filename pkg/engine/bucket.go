@@ -35,7 +35,8 @@ type bucketState struct {
 	err     error
 	unknown []serving.Source // in the set from a start without the bucket to the first listing
 
-	turn chan struct{} // held by the one that lists, so that an older listing never replaces a newer one
+	saving sync.Mutex    // held while the listing is written to a file
+	turn   chan struct{} // held by the one that lists, so that an older listing never replaces a newer one
 }
 
 func newBucketState() *bucketState {
@@ -194,7 +195,7 @@ func (e *Engine) openBucket(d *dataPath) error {
 	d.runner, err = batch.NewRunner(batch.Options{
 		Bucket: d.bucket, Lister: d.lister, ScratchDir: filepath.Join(d.path, scratchDir),
 		Config: e.cfg.batchConfig(), Labels: e.cfg.Storage.externalLabels(), Uploaded: e.uploadedUpTo, Uploading: e.uploading,
-		Metrics: e.batchMetrics, Logger: e.logger,
+		Room: e.scratchRoom, Metrics: e.batchMetrics, Logger: e.logger,
 	})
 	return err
 }
@@ -349,6 +350,8 @@ func (e *Engine) openBucketBlock(ctx context.Context, m block.Meta) (*blockSourc
 }
 
 func (e *Engine) saveListing(metas []block.Meta) error {
+	e.data.synced.saving.Lock() // the file is written beside its place under one name
+	defer e.data.synced.saving.Unlock()
 	raw, err := json.Marshal(metas)
 	if err != nil {
 		return fmt.Errorf("encode listing: %w", err)

@@ -152,9 +152,9 @@ func TestErrorsOfTheBucketsConfigurationNameFileAndLine(t *testing.T) {
 		err, not     string
 	}{
 		{"no YAML", "type: S3\n config: [", "line 2: mapping values", ""},
-		{"an unknown section", "type: S3\nconfg: {}\n", "line 2: field confg not found", ""},
-		{"an unknown setting", "type: S3\nconfig:\n  endpoint: x\n  buckt: y\n", "line 4: field buckt not found", "line 1"},
-		{"an unknown setting, deeper", "type: S3\nconfig:\n  endpoint: x\n\n  http_config:\n    tmeout: 1s\n", "line 6: field tmeout not found", ""},
+		{"an unknown section", "type: S3\nconfg: {}\n", "line 2: there is no setting \"confg\"", ""},
+		{"an unknown setting", "type: S3\nconfig:\n  endpoint: x\n  buckt: y\n", "line 4: there is no setting \"buckt\"", "line 1"},
+		{"an unknown setting, deeper", "type: S3\nconfig:\n  endpoint: x\n\n  http_config:\n    tmeout: 1s\n", "line 6: there is no setting \"tmeout\"", ""},
 		{"a value of the wrong type", "type: S3\nconfig:\n  endpoint: x\n\n  insecure: maybe\n", "cannot unmarshal !!str `maybe` into bool", "line"},
 		{"a setting that is missing", "type: S3\nconfig:\n  bucket: x\n", "no s3 endpoint", ""},
 	} {

@@ -4,17 +4,22 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"runtime/debug"
 )
+
+// diskSpace asks the system; tests put another disk in its place.
+var diskSpace = freeBytes
 
 // reserveBytes stay free on the disk whatever the limit says, so that sealing, and others on the same disk, can go on.
 const reserveBytes = 256 << 20
 
-// diskUsage is what waits below the data path, measured every second.
+// diskUsage is what waits below the data path, and what it may take, measured every second.
 type diskUsage struct {
 	used, limit int64 // log and local blocks
 	pending     int64 // what the generations in memory will need as blocks, beside their logs
 	free        int64 // of the file system; -1 where it is not known
 	reserve     int64
+	memory      int64 // limit of the process's memory
 }
 
 // refusal says why writes have to wait, or nil.
@@ -28,8 +33,24 @@ func (u *diskUsage) refusal() error {
 	return nil
 }
 
+// scratchRoom tells batch jobs how much of the disk they may take: not what is kept free, nor what the generations in memory will need.
+func (e *Engine) scratchRoom() (bytes int64, known bool) {
+	e.measureDisk() // the job before has just written
+	u := e.disk.Load()
+	return u.free - u.reserve - u.pending, u.free >= 0
+}
+
+// roomBelow is the same for a folder without an engine.
+func roomBelow(dir string) (bytes int64, known bool) {
+	free, total, err := diskSpace(dir)
+	return free - reserved(total), err == nil
+}
+
+// reserved is what stays free on a disk of that size: a small one cannot keep a quarter of a gigabyte free.
+func reserved(total int64) int64 { return min(reserveBytes, total/20) }
+
 func (e *Engine) measureDisk() {
-	u := &diskUsage{limit: e.cfg.Storage.LocalLimit, reserve: reserveBytes}
+	u := &diskUsage{limit: e.cfg.Storage.LocalLimit, memory: debug.SetMemoryLimit(-1)}
 	e.mu.Lock()
 	active := int64(0)
 	for _, g := range e.generations {
@@ -53,19 +74,18 @@ func (e *Engine) measureDisk() {
 		e.data.sealNow.Store(true)
 		signal(e.data.full)
 	}
-	free, total, err := freeBytes(e.data.path)
+	free, total, err := diskSpace(e.data.path)
 	if err != nil {
 		e.report("disk", err)
 		free = -1
 	}
-	// A small disk cannot keep a quarter of a gigabyte free.
-	u.reserve = min(u.reserve, total/20)
-	u.free = free
+	u.reserve, u.free = reserved(total), free
 	e.disk.Store(u)
 	e.metrics.localBytes.Set(float64(u.used))
 	if err == nil {
 		e.report("disk", u.refusal())
 	}
+	e.report("memory", e.memoryRefusal(u.memory))
 }
 
 func dirSize(dir string) int64 {

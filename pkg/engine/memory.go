@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"fmt"
 	"math"
 	"os"
 	"runtime/debug"
@@ -10,6 +11,28 @@ import (
 
 // fallbackMemory is assumed where the system does not tell.
 const fallbackMemory = 4 << 30
+
+// memoryShare is the part of the memory limit that all generations together may hold; a single one is sealed at an eighth of the limit.
+// Sealed ones pile up when blocks cannot be written, or not as fast as samples arrive, and then writes have to wait.
+const memoryShare = 2
+
+// memoryRefusal says why writes have to wait for memory where limit is that of the process, or nil.
+func (e *Engine) memoryRefusal(limit int64) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	held, sealed := int64(0), 0
+	for _, g := range e.generations {
+		held += g.mem.Stats().Bytes
+		if g.sealed {
+			sealed++
+		}
+	}
+	if held <= limit/memoryShare {
+		return nil
+	}
+	return fmt.Errorf("%d generations, %d of them sealed and not blocks yet, hold %d bytes of memory; together they may hold half of --memory.limit, which is %d bytes",
+		len(e.generations), sealed, held, limit)
+}
 
 // setMemoryLimit gives the runtime a soft limit, unless GOMEMLIMIT did, and returns the limit in force, in bytes. Without one the collector would
 // let the heap grow to twice of what is live, whatever the machine has.

@@ -17,11 +17,12 @@ type metrics struct {
 	uploadFailures    prometheus.Counter
 	localBytes        prometheus.Gauge
 	bucketUp          prometheus.Gauge
+	refused           *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	f := promauto.With(reg)
-	return &metrics{
+	m := &metrics{
 		wal: wal.NewMetrics(reg),
 		replayUndecodable: f.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_replay_undecodable_records_total", Help: "Records of the log that were intact but could not be decoded.",
@@ -45,5 +46,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		bucketUp: f.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_bucket_up", Help: "Whether the last listing of the bucket succeeded.",
 		}),
+		refused: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_writes_refused_total", Help: "Write requests that were refused, to be sent again, because disk or memory had no room, by what it was.",
+		}, []string{"reason"}),
 	}
+	for _, reason := range []string{"disk", "memory"} {
+		m.refused.WithLabelValues(reason)
+	}
+	return m
 }
