@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kingpin/v2"
@@ -19,6 +21,7 @@ import (
 )
 
 func main() {
+	useBuildInfo()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
@@ -71,9 +74,28 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case verify.FullCommand():
 		return b.verify(ctx, stdout)
 	case versionCmd.FullCommand():
-		fmt.Fprintln(stdout, version.Print("millrace"))
+		fmt.Fprint(stdout, versionText())
 	}
 	return nil
+}
+
+// useBuildInfo takes the version from the module where the build did not set it: 'go install …@version' does not know our flags. The revision
+// needs nothing of the kind: the version package finds it itself.
+func useBuildInfo() {
+	if info, ok := debug.ReadBuildInfo(); ok && version.Version == "" {
+		version.Version = info.Main.Version
+	}
+}
+
+// versionText is what is known of the build, without the lines of what is not.
+func versionText() string {
+	var known strings.Builder
+	for line := range strings.Lines(version.Print("millrace") + "\n") {
+		if line = strings.Replace(line, "(branch: , ", "(", 1); !strings.HasSuffix(strings.TrimSpace(line), ":") {
+			known.WriteString(line)
+		}
+	}
+	return known.String()
 }
 
 func newLogger(w io.Writer, level, format string) *slog.Logger {
