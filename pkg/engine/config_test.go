@@ -102,6 +102,25 @@ func TestTheCommandLineAndTheFile(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
+// What --help shows as a default can be given as a value, and is spelt as errors spell sizes.
+func TestSizesAreSpeltInOneWay(t *testing.T) {
+	for n, want := range map[int64]string{0: "0B", 1 << 10: "1KB", 32 << 20: "32MB", 1 << 30: "1GB", 3 << 29: "1GB512MB", 20 << 30: "20GB"} {
+		var b bytesValue
+		require.NoError(t, b.Set(want))
+		require.Equal(t, n, int64(b))
+		require.Equal(t, want, b.String())
+	}
+	app := kingpin.New("test", "")
+	new(Config).Flags(app)
+	for _, f := range app.Model().Flags {
+		for _, text := range append(f.Default, f.Help) {
+			require.NotRegexp(t, `[KMG]iB`, text, f.Name)
+		}
+	}
+	_, err := fromArgs("--storage.local-limit=63MB")
+	require.ErrorContains(t, err, "--storage.local-limit=63MB")
+}
+
 func TestGrafanasSettings(t *testing.T) {
 	self, err := os.Executable()
 	require.NoError(t, err)

@@ -1,13 +1,19 @@
 package engine
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 )
 
@@ -23,6 +29,9 @@ func TestAListenerThatOthersReachWantsAuthentication(t *testing.T) {
 	empty := filepath.Join(t.TempDir(), "empty.yml")
 	require.NoError(t, os.WriteFile(empty, []byte("http_server_config:\n  http2: false\n"), 0o600))
 	users := webConfig(t)
+	misspelt, broken := filepath.Join(t.TempDir(), "misspelt.yml"), filepath.Join(t.TempDir(), "broken.yml")
+	require.NoError(t, os.WriteFile(misspelt, []byte("basic_auth_user:\n  a: b\ntls: {}\n"), 0o600))
+	require.NoError(t, os.WriteFile(broken, []byte("basic_auth_users: [\n"), 0o600))
 	for _, row := range []struct {
 		name    string
 		web     WebConfig
@@ -41,12 +50,15 @@ func TestAListenerThatOthersReachWantsAuthentication(t *testing.T) {
 		{name: "a file without users", web: WebConfig{ListenAddress: ":0", ConfigFile: empty}, refused: "--web.allow-unauthenticated"},
 		{name: "a file that is not there", web: WebConfig{ListenAddress: ":0", ConfigFile: empty + "x"}, refused: "--web.config.file"},
 		{name: "the user insists", web: WebConfig{ListenAddress: ":0", AllowUnauthenticated: true}},
+		{name: "a misspelt key", web: WebConfig{ListenAddress: ":0", ConfigFile: misspelt}, refused: `line 1: there is no setting "basic_auth_user"`},
+		{name: "a misspelt key on loopback", web: WebConfig{ListenAddress: "127.0.0.1:0", ConfigFile: misspelt}, refused: `--web.config.file=` + misspelt + `: line 1: there is no setting "basic_auth_user"; line 3: there is no setting "tls"`},
+		{name: "a file that is not YAML", web: WebConfig{ListenAddress: "127.0.0.1:0", ConfigFile: broken}, refused: "--web.config.file=" + broken + ": yaml: line 1"},
 		{name: "no port", web: WebConfig{ListenAddress: "127.0.0.1"}, refused: "--web.listen-address"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			cfg := testConfig(t, t.TempDir())
 			cfg.Web = row.web
-			err := cfg.Validate()
+			err := errors.Join(cfg.Validate(), cfg.Web.check())
 			if row.refused == "" {
 				require.NoError(t, err)
 				return
@@ -129,4 +141,84 @@ func TestAPortInUseIsTakenWhenItIsFree(t *testing.T) {
 	require.NoError(t, l.Close())
 	eventually(t, "it listens", func() bool { return problem(e, "listener") == "" && e.Addr() != nil })
 	require.Equal(t, http.StatusTeapot, status(t, cfg.Web.ListenAddress, "", ""))
+}
+
+// A mistake in the web configuration does not keep a plugin's engine from opening. It is told once for as long as it stays the same, and is mended
+// without a restart.
+func TestAMistakeInTheWebConfigurationIsToldOnce(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "web.yml")
+	require.NoError(t, os.WriteFile(name, []byte("basic_auth_user:\n  a: b\n"), 0o600))
+	cfg := testConfig(t, t.TempDir())
+	cfg.Web = WebConfig{ListenAddress: "127.0.0.1:0", ConfigFile: name}
+	require.NoError(t, cfg.Validate(), "or the plugin would not try again")
+	reg := prometheus.NewRegistry()
+	var log bytes.Buffer // of one logger, which locks; read when that is done
+	e, err := New(cfg, reg, reg, slog.New(slog.NewTextHandler(&log, nil)))
+	require.NoError(t, err)
+	e.Start(hello())
+	eventually(t, "health says it", func() bool { return problem(e, "listener") != "" })
+	require.Equal(t, "--web.config.file="+name+`: line 1: there is no setting "basic_auth_user"`, problem(e, "listener"))
+	time.Sleep(1500 * time.Millisecond) // another attempt
+	require.NotEmpty(t, problem(e, "listener"))
+	require.Nil(t, e.Addr())
+
+	require.NoError(t, os.WriteFile(name, nil, 0o600))
+	eventually(t, "it listens", func() bool { return problem(e, "listener") == "" && e.Addr() != nil })
+	stopEngine(t, e)
+	require.Equal(t, 1, strings.Count(log.String(), "component=listener err="), log.String())
+	require.Equal(t, 1, strings.Count(log.String(), "a component has recovered"), log.String())
+}
+
+func TestPrepareTakesWhatStartUses(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	cfg.Web.ListenAddress = "127.0.0.1:0"
+	e := newEngine(t, cfg)
+	require.NoError(t, e.Prepare())
+	address := e.prepared.listener.Addr()
+	other := newEngine(t, testConfig(t, cfg.Storage.Path))
+	require.ErrorContains(t, other.Prepare(), "in use by another process", "the data path is taken")
+
+	e.Start(hello())
+	t.Cleanup(func() { stopEngine(t, e) })
+	<-e.Opened()
+	eventually(t, "it listens", func() bool { return e.Addr() != nil })
+	require.Equal(t, address, e.Addr())
+}
+
+// What Prepare took before it failed, others can have.
+func TestPrepareThatFailsHoldsNothing(t *testing.T) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address, path := l.Addr().String(), t.TempDir()
+	cfg := testConfig(t, path, "--objstore.config={type: NONE}")
+	cfg.Web.ListenAddress = address
+	require.ErrorContains(t, newEngine(t, cfg).Prepare(), "--web.listen-address="+address)
+	require.NoError(t, l.Close())
+	require.ErrorContains(t, newEngine(t, cfg).Prepare(), "--objstore.config: configure bucket: bucket with type NONE is not supported")
+
+	cfg = testConfig(t, path)
+	cfg.Web.ListenAddress = address
+	e := newEngine(t, cfg)
+	require.NoError(t, e.Prepare())
+	e.Start(hello())
+	stopEngine(t, e)
+}
+
+// An engine that is stopped before its background work began gives back what was prepared for it.
+func TestStopRightAfterPrepare(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	cfg.Web.ListenAddress = "127.0.0.1:0"
+	e := newEngine(t, cfg)
+	require.NoError(t, e.Prepare())
+	l := e.prepared.listener
+	e.cancel()
+	e.Start(hello())
+	stopEngine(t, e)
+	_, err := (&net.Dialer{Timeout: time.Second}).DialContext(context.WithoutCancel(t.Context()), "tcp", l.Addr().String())
+	require.Error(t, err, "the listener is closed")
+	again := newEngine(t, testConfig(t, cfg.Storage.Path))
+	require.NoError(t, again.Prepare(), "the lock is free")
+	again.Start(hello())
+	stopEngine(t, again)
 }

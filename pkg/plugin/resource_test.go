@@ -174,6 +174,12 @@ func TestMethods(t *testing.T) {
 			require.Equal(t, 405, resp.Status, "%v", tc)
 			require.NotEmpty(t, http.Header(resp.Headers).Get("Allow"))
 		}
+		for _, path := range []string{"api/v1/write", "api/v1/push"} {
+			resp := call(t, d, "Viewer", backend.CallResourceRequest{Method: "GET", Path: path})
+			require.Equal(t, 405, resp.Status)
+			require.Equal(t, "POST", http.Header(resp.Headers).Get("Allow"))
+			require.Contains(t, string(resp.Body), "the path "+path+" takes POST only")
+		}
 		require.Equal(t, 404, call(t, d, "Admin", backend.CallResourceRequest{Method: "GET", Path: "api/v1/admin/tsdb/snapshot"}).Status)
 	})
 }

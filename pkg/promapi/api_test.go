@@ -281,6 +281,12 @@ func TestOtherPathsAndMethods(t *testing.T) {
 		require.Equal(t, allow, w.Header().Get("Allow"), path)
 		require.Equal(t, "error", decode(t, w).Status)
 	}
+	for _, path := range []string{"/api/v1/write", "/api/v1/push"} {
+		w := do(f, http.MethodGet, path, "")
+		require.Equal(t, http.StatusMethodNotAllowed, w.Code)
+		require.Equal(t, "POST", w.Header().Get("Allow"))
+		require.Equal(t, "method GET is not allowed for "+path+", which takes POST", decode(t, w).Error)
+	}
 	require.Equal(t, http.StatusNoContent, do(f, http.MethodPost, "/api/v1/push", "").Code)
 	require.Equal(t, "metrics", do(f, http.MethodGet, "/metrics", "").Body.String())
 	require.Equal(t, http.StatusOK, do(f, http.MethodHead, "/-/healthy", "").Code)
