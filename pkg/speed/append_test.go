@@ -92,7 +92,7 @@ func TestWhatBecomesOfASample(t *testing.T) {
 			requireSamples(t, want, query(t, g, minTime, maxTime, all())[series1.String()])
 			s := g.theSeries()
 			if tc.inOrderChunks > 0 {
-				require.Len(t, s.closed, tc.inOrderChunks)
+				require.Len(t, s.rest().closed, tc.inOrderChunks)
 			}
 		})
 	}
@@ -113,7 +113,7 @@ func TestChunksOf120Samples(t *testing.T) {
 	for i := range 300 {
 		g.Append(uint64(i), batch(in(series1, sample{t: int64(i) * 15000, v: 1})))
 	}
-	require.Len(t, g.theSeries().closed, 2)
+	require.Len(t, g.theSeries().rest().closed, 2)
 	require.EqualValues(t, 60, g.theSeries().xor.n)
 	require.Len(t, query(t, g, minTime, maxTime, all())[series1.String()], 300)
 }
@@ -124,7 +124,7 @@ func TestLateChunksInOrderShareALayer(t *testing.T) {
 	for i := range 10 * maxLate {
 		g.Append(uint64(i+1), batch(in(series1, sample{t: int64(i), v: float64(i)})))
 	}
-	late := g.theSeries().late
+	late := g.theSeries().rest().late
 	require.Len(t, late.chunks, 10)
 	require.Empty(t, late.buf)
 	set, err := g.ChunkQuerier(minTime, maxTime)

@@ -56,14 +56,15 @@ func (c *chunkSeries) snapshot() (snapshot, error) {
 	c.sh.reg.mu.RLock()
 	defer c.sh.reg.mu.RUnlock()
 	s := c.sh.series(c.ref)
-	snap := snapshot{inOrder: make([]chunks.Meta, 0, c.count(s.closed)+1)}
-	if err := c.open(s.closed, &snap.inOrder); err != nil {
+	more := s.rest()
+	snap := snapshot{inOrder: make([]chunks.Meta, 0, c.count(more.closed)+1)}
+	if err := c.open(more.closed, &snap.inOrder); err != nil {
 		return snap, err
 	}
 	if err := c.openHead(s, &snap.inOrder); err != nil {
 		return snap, err
 	}
-	if l := s.late; l != nil {
+	if l := more.late; l != nil {
 		if err := c.open(l.chunks, &snap.late); err != nil {
 			return snap, err
 		}
@@ -100,21 +101,28 @@ func (c *chunkSeries) open(refs []chunkRef, out *[]chunks.Meta) error {
 
 // openHead appends a copy of the chunk to which samples are being appended.
 func (c *chunkSeries) openHead(s *series, out *[]chunks.Meta) error {
-	data, enc, mint, maxt := s.xor.buf, chunkenc.EncXOR, s.mint, s.lastT
+	mint, maxt, enc := s.mint, s.lastT, chunkenc.EncXOR
+	var open chunks.Meta
 	if s.xor.n == 0 {
-		if s.enc == nil {
-			return nil
+		ok := false
+		if e := s.rest().enc; e != nil {
+			open, ok = e.Open()
 		}
-		open, ok := s.enc.Open()
 		if !ok {
 			return nil
 		}
-		data, enc, mint, maxt = open.Chunk.Bytes(), open.Chunk.Encoding(), open.MinTime, open.MaxTime
+		mint, maxt, enc = open.MinTime, open.MaxTime, open.Chunk.Encoding()
 	}
 	if mint > c.maxt || maxt < c.mint {
 		return nil
 	}
-	meta, err := openChunk(slices.Clone(data), enc, mint, maxt)
+	var data []byte
+	if s.xor.n > 0 {
+		data = s.xor.bytes(&c.sh.blocks, make([]byte, 0, s.xor.size()))
+	} else {
+		data = slices.Clone(open.Chunk.Bytes())
+	}
+	meta, err := openChunk(data, enc, mint, maxt)
 	if err != nil {
 		return err
 	}

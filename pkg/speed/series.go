@@ -18,21 +18,44 @@ import (
 // such windows take chunks as they are.
 const chunkWindow = int64(2 * time.Hour / time.Millisecond)
 
-// series is what a shard holds of one series. It is guarded by the shard's lock.
+// series is what a shard holds of one series: a cache line. It is guarded by the shard's lock.
 type series struct {
-	// xor is the open chunk of floats without start timestamps; if it has no samples, enc may have the open chunk.
-	xor       xorWriter
-	mint      int64 // First sample of the open chunk in xor.
-	windowEnd int64 // Where that chunk is cut.
-	lastT     int64 // Last in-order sample; math.MinInt64 if there is none yet.
-	enc       *merge.Encoder
-	closed    []chunkRef // In-order chunks, sorted, without overlaps.
-	late      *lateData  // nil until there is something.
+	xor   xorWriter // The open chunk of floats without start timestamps; if it has no samples, more.enc may have the open chunk.
+	mint  int64     // First sample of the open chunk in xor.
+	lastT int64     // Last in-order sample; math.MinInt64 if there is none yet.
+	more  *more     // nil until there is something.
+}
+
+// more is what a series has beyond an open chunk of floats.
+type more struct {
+	closed []chunkRef // In-order chunks, sorted, without overlaps.
+	enc    *merge.Encoder
+	late   *lateData // nil until there is something.
+}
+
+var nothingMore = &more{} // Read only.
+
+// rest returns what there is beyond the open chunk, to be read.
+func (s *series) rest() *more {
+	if s.more == nil {
+		return nothingMore
+	}
+	return s.more
+}
+
+// grow returns what there is beyond the open chunk, to be changed.
+func (w *writer) grow(s *series) *more {
+	if s.more == nil {
+		s.more = &more{}
+		w.bytes += moreBytes
+	}
+	return s.more
 }
 
 // Estimates in bytes.
 const (
 	seriesBytes  = int(unsafe.Sizeof(series{})+unsafe.Sizeof(identity{})) + 24 // With its share of the registry's slots.
+	moreBytes    = int(unsafe.Sizeof(more{}))
 	encoderBytes = 1 << 10
 	bucketBytes  = 64
 )
@@ -63,8 +86,8 @@ func (w *writer) float(s *series, f ingest.Float) {
 
 func (w *writer) advance(s *series, t int64) {
 	s.lastT = t
-	if s.late != nil {
-		s.late.atLast = false
+	if s.more != nil && s.more.late != nil {
+		s.more.late.atLast = false
 	}
 	w.Samples++
 	w.see(t)
@@ -75,27 +98,25 @@ func (w *writer) see(t int64) {
 }
 
 func (w *writer) inOrderFloat(s *series, f ingest.Float) {
-	if s.enc != nil {
-		if open, ok := s.enc.Open(); f.ST != 0 || (ok && open.Chunk.Encoding() == chunkenc.EncXOR2) {
+	if enc := s.rest().enc; enc != nil {
+		if open, ok := enc.Open(); f.ST != 0 || (ok && open.Chunk.Encoding() == chunkenc.EncXOR2) {
 			w.closeXOR(s)
-			w.closed(s, w.done(s.enc.Float(f.ST, f.T, f.V)))
+			w.closed(s, w.done(enc.Float(f.ST, f.T, f.V)))
 			return
 		}
-		w.closed(s, w.flush(s.enc))
+		w.closed(s, w.flush(enc))
 	} else if f.ST != 0 {
 		w.closeXOR(s)
-		w.openEncoder(s)
-		w.closed(s, w.done(s.enc.Float(f.ST, f.T, f.V)))
+		w.closed(s, w.done(w.openEncoder(s).Float(f.ST, f.T, f.V)))
 		return
 	}
-	if s.xor.n > 0 && (s.xor.n >= merge.MaxFloats || f.T >= s.windowEnd) {
+	if s.xor.n > 0 && (s.xor.n >= merge.MaxFloats || f.T >= windowEnd(s.mint)) {
 		w.closeXOR(s)
 	}
 	if s.xor.n == 0 {
 		s.mint = f.T
-		s.windowEnd = windowEnd(f.T)
 	}
-	w.bytes += s.xor.append(f.T, f.V)
+	w.bytes += s.xor.append(&w.sh.blocks, f.T, f.V)
 }
 
 // windowEnd is the next border after t.
@@ -118,14 +139,15 @@ func (w *writer) histogram(s *series, h ingest.Histogram) {
 	switch {
 	case h.T > s.lastT:
 		w.closeXOR(s)
-		if s.enc == nil {
-			w.openEncoder(s)
+		enc := s.rest().enc
+		if enc == nil {
+			enc = w.openEncoder(s)
 			w.bytes += bucketBytes * buckets(h.H, h.FH)
 		}
 		if h.H != nil {
-			w.closed(s, w.done(s.enc.Histogram(h.ST, h.T, h.H)))
+			w.closed(s, w.done(enc.Histogram(h.ST, h.T, h.H)))
 		} else {
-			w.closed(s, w.done(s.enc.FloatHistogram(h.ST, h.T, h.FH)))
+			w.closed(s, w.done(enc.FloatHistogram(h.ST, h.T, h.FH)))
 		}
 		w.advance(s, h.T)
 	case w.repeatsHistogram(s, h):
@@ -149,9 +171,11 @@ func buckets(h *histogram.Histogram, fh *histogram.FloatHistogram) int {
 	return len(fh.PositiveBuckets) + len(fh.NegativeBuckets)
 }
 
-func (w *writer) openEncoder(s *series) {
-	s.enc = merge.NewEncoder(merge.EncodeOptions{StartTimestamps: w.startTimestamps, Window: chunkWindow})
+func (w *writer) openEncoder(s *series) *merge.Encoder {
+	enc := merge.NewEncoder(merge.EncodeOptions{StartTimestamps: w.startTimestamps, Window: chunkWindow})
+	w.grow(s).enc = enc
 	w.bytes += encoderBytes
+	return enc
 }
 
 // done is what an encoder answered: the chunk that it closed, if it did. The encoder fails on nothing that can be in a
@@ -174,13 +198,15 @@ func (w *writer) flush(e *merge.Encoder) chunks.Meta {
 // closed stores a chunk that an encoder closed, if it has data.
 func (w *writer) closed(s *series, meta chunks.Meta) {
 	if meta.Chunk != nil {
-		w.keep(&s.closed, meta.Chunk.Bytes(), meta.Chunk.Encoding(), meta.MinTime, meta.MaxTime)
+		w.keep(&w.grow(s).closed, meta.Chunk.Bytes(), meta.Chunk.Encoding(), meta.MinTime, meta.MaxTime)
 	}
 }
 
 func (w *writer) closeXOR(s *series) {
 	if s.xor.n > 0 {
-		w.keep(&s.closed, s.xor.close(), chunkenc.EncXOR, s.mint, s.lastT)
+		w.sh.chunk = s.xor.bytes(&w.sh.blocks, w.sh.chunk[:0])
+		w.keep(&w.grow(s).closed, w.sh.chunk, chunkenc.EncXOR, s.mint, s.lastT)
+		s.xor.close(&w.sh.blocks)
 	}
 }
 
@@ -194,7 +220,7 @@ func (w *writer) keep(list *[]chunkRef, data []byte, enc chunkenc.Encoding, mint
 
 // repeatsFloat says whether a sample says again what the last one said, and that still counts.
 func (w *writer) repeatsFloat(s *series, f ingest.Float) bool {
-	if f.T != s.lastT || (s.late != nil && s.late.atLast) {
+	if f.T != s.lastT || s.rest().lateAtLast() {
 		return false
 	}
 	if s.xor.n > 0 {
@@ -209,7 +235,7 @@ func (w *writer) repeatsFloat(s *series, f ingest.Float) bool {
 }
 
 func (w *writer) repeatsHistogram(s *series, h ingest.Histogram) bool {
-	if h.T != s.lastT || s.xor.n > 0 || (s.late != nil && s.late.atLast) {
+	if h.T != s.lastT || s.xor.n > 0 || s.rest().lateAtLast() {
 		return false
 	}
 	it, vt := s.last()
@@ -231,10 +257,11 @@ func isGauge(h histogram.CounterResetHint) bool { return h == histogram.GaugeTyp
 
 // last decodes the encoder's open chunk up to its last sample. Repetitions are rare enough not to keep that sample.
 func (s *series) last() (chunkenc.Iterator, chunkenc.ValueType) {
-	if s.enc == nil {
+	enc := s.rest().enc
+	if enc == nil {
 		return nil, chunkenc.ValNone
 	}
-	open, ok := s.enc.Open()
+	open, ok := enc.Open()
 	if !ok {
 		return nil, chunkenc.ValNone
 	}
@@ -244,11 +271,12 @@ func (s *series) last() (chunkenc.Iterator, chunkenc.ValueType) {
 
 // addLate takes a sample that is not in order.
 func (w *writer) addLate(s *series, x lateSample) {
-	if s.late == nil {
-		s.late = &lateData{}
+	m := w.grow(s)
+	if m.late == nil {
+		m.late = &lateData{}
 		w.bytes += lateDataBytes
 	}
-	l := s.late
+	l := m.late
 	w.bytes += l.add(x)
 	if x.t == s.lastT {
 		l.atLast = true
@@ -276,26 +304,29 @@ func (s *series) overlaps(mint, maxt int64) bool {
 	if s.xor.n > 0 && s.mint <= maxt && mint <= s.lastT {
 		return true
 	}
-	if s.enc != nil {
-		if open, ok := s.enc.Open(); ok && open.MinTime <= maxt && mint <= open.MaxTime {
+	return s.more != nil && s.more.overlaps(mint, maxt)
+}
+
+func (m *more) overlaps(mint, maxt int64) bool {
+	if m.enc != nil {
+		if open, ok := m.enc.Open(); ok && open.MinTime <= maxt && mint <= open.MaxTime {
 			return true
 		}
 	}
-	for _, c := range slices.Backward(s.closed) { // Most queries are about the newest.
+	for _, c := range slices.Backward(m.closed) { // Most queries are about the newest.
 		if c.overlaps(mint, maxt) {
 			return true
 		}
 	}
-	if s.late == nil {
-		return false
-	}
-	if len(s.late.buf) > 0 && s.late.mint <= maxt && mint <= s.late.maxt {
+	return m.late != nil && m.late.overlaps(mint, maxt)
+}
+
+func (l *lateData) overlaps(mint, maxt int64) bool {
+	if len(l.buf) > 0 && l.mint <= maxt && mint <= l.maxt {
 		return true
 	}
-	for _, c := range s.late.chunks {
-		if c.overlaps(mint, maxt) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(l.chunks, func(c chunkRef) bool { return c.overlaps(mint, maxt) })
 }
+
+// lateAtLast says that what counts at the time of the last in-order sample is a late one.
+func (m *more) lateAtLast() bool { return m.late != nil && m.late.atLast }

@@ -13,7 +13,9 @@ type shard struct {
 	reg      *registry
 	pages    []*[pageSize]series // By reference.
 	postings postings
+	blocks   blocks
 	arena    arena
+	chunk    []byte // Scratch.
 }
 
 func (sh *shard) series(ref uint32) *series {

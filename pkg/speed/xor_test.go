@@ -23,14 +23,21 @@ func requireSameXOR(t testing.TB, x *xorWriter, in []tv) {
 	chk := chunkenc.NewXORChunk()
 	app, err := chk.Appender()
 	require.NoError(t, err)
-	size := cap(x.buf)
+	var b blocks
+	grown := 0
 	for i, s := range in {
 		app.Append(0, s.t, s.v)
-		size += x.append(s.t, s.v)
-		require.Equal(t, chk.Bytes(), x.buf, "after sample %d, %v", i, s)
-		require.Equal(t, size, cap(x.buf), "growth is reported")
+		grown += x.append(&b, s.t, s.v)
+		require.Equal(t, chk.Bytes(), x.bytes(&b, nil), "after sample %d, %v", i, s)
+		require.Equal(t, len(chk.Bytes()), x.size())
+		require.Equal(t, int(b.used)*blockSize, grown, "growth is reported")
 	}
-	require.Equal(t, chk.Bytes(), x.close())
+	x.close(&b)
+	used := b.used
+	for range used {
+		b.take()
+	}
+	require.Equal(t, used, b.used, "every block was given back")
 }
 
 func TestXORWriterWritesPrometheusBytes(t *testing.T) {
