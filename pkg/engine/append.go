@@ -44,6 +44,14 @@ func (e appender) Append(_ context.Context, header, body []byte, b *ingest.Batch
 	return nil
 }
 
+// Known returns the active generation. By the time that a request gets its place another one may be; then it looks its series up again.
+func (e appender) Known() ingest.Known {
+	if g := e.activeGeneration(); g != nil {
+		return g.mem
+	}
+	return nil
+}
+
 // apply puts a logged request into memory; a replay takes the same way.
 func (e *Engine) apply(g *generation, index uint64, b *ingest.Batch) {
 	g.mem.Append(index, b)

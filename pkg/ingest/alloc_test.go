@@ -15,6 +15,7 @@ import (
 type discard struct{}
 
 func (discard) Append(context.Context, []byte, []byte, *Batch) error { return nil }
+func (discard) Known() Known                                         { return nil }
 
 // TestNoAllocations: float series cost no allocation once the pools are warm.
 // (The race detector empties pools at random.)

@@ -55,6 +55,8 @@ type Batch struct {
 	Series []Series
 	// Metadata holds v1's metadata entries, or v2's gathered per metric family.
 	Metadata []Metadata
+	// Known is what the Refs of Series refer to; nil if there are none.
+	Known Known
 
 	written  Written
 	released bool
@@ -78,12 +80,21 @@ type Series struct {
 	// duplicates, without empty values, lengths as short varints.
 	Key []byte
 	// Hash is the xxhash64 of Key.
-	Hash       uint64
+	Hash uint64
+	// Ref is what Known said of the series; 0 if it did not know it.
+	Ref        uint32
 	Floats     []Float
 	Histograms []Histogram
 	Exemplars  []Exemplar
 	// Metadata is what a v2 request says about this series; zero if nothing.
 	Metadata Metadata
+}
+
+// Known finds series that were accepted before by their keys. A key that is found is canonical and need not be judged again.
+// Find may be given any bytes as key, is called concurrently and must not keep it.
+type Known interface {
+	// Find returns a reference above 0.
+	Find(hash uint64, key []byte) (ref uint32, ok bool)
 }
 
 // Float is a sample. T and ST are in milliseconds; ST, the start timestamp, is 0
@@ -156,6 +167,7 @@ func (b *Batch) Release() {
 	clear(b.flts)
 	b.Series = b.Series[:0]
 	b.Metadata = b.Metadata[:0]
+	b.Known = nil
 	b.written = Written{}
 	b.keys = b.keys[:0]
 	b.floats = b.floats[:0]

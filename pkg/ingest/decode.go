@@ -174,54 +174,89 @@ func (d *decoder) addFloat(f Float) error {
 // items stand at the arenas' ends, and adds what is left to the batch. key is
 // its labels' bytes on the wire if they may be canonical, else nil.
 func (d *decoder) closeSeries(key []byte, meta *Metadata) error {
-	b := d.b
-	base := d.next
-	floats, hists, exs := len(b.floats)-d.floats, len(b.histograms)-d.histograms, len(b.exemplars)-d.exemplars
-	d.next += uint32(1 + floats + hists + exs)
-
+	base := d.number()
 	canonical, unique := d.sortLabels()
 	if d.refuseSeries(base, unique, meta != nil) {
 		d.truncate()
 		return nil
 	}
-	if floats+hists+exs > 0 {
-		if err := d.refuseItems(base); err != nil {
+	if !canonical {
+		key = nil
+	}
+	s := Series{Key: key}
+	return d.addSeries(base, s, meta)
+}
+
+// closeKnown is closeSeries for a series whose labels need not be looked at.
+func (d *decoder) closeKnown(s Series, meta *Metadata) error {
+	return d.addSeries(d.number(), s, meta)
+}
+
+// number gives ordinals to the open series and its items and returns the first.
+func (d *decoder) number() uint32 {
+	base := d.next
+	b := d.b
+	d.next += uint32(1 + len(b.floats) - d.floats + len(b.histograms) - d.histograms + len(b.exemplars) - d.exemplars)
+	return base
+}
+
+// hasItems says whether the open series has samples or exemplars.
+func (d *decoder) hasItems() bool {
+	b := d.b
+	return len(b.floats)+len(b.histograms)+len(b.exemplars) > d.floats+d.histograms+d.exemplars
+}
+
+// addSeries adds an accepted series, without those items that are refused, to
+// the batch, if anything is left of it. Its key is built from d.pairs if there
+// is none yet.
+func (d *decoder) addSeries(base uint32, s Series, meta *Metadata) error {
+	b := d.b
+	if d.hasItems() {
+		if err := d.refuseItems(base, s.Key); err != nil {
 			return err
 		}
 	}
-	var md Metadata
 	if meta != nil {
-		md = *meta
-		md.Family = familyName(metricName(d.pairs), md.Type)
-		if err := d.gather(md); err != nil {
+		s.Metadata = *meta
+		s.Metadata.Family = familyName(metricName(d.labels(s.Key)), meta.Type)
+		if err := d.gather(s.Metadata); err != nil {
 			return err
 		}
 	}
-	s := Series{
-		Floats:     b.floats[d.floats:len(b.floats):len(b.floats)],
-		Histograms: b.histograms[d.histograms:len(b.histograms):len(b.histograms)],
-		Exemplars:  b.exemplars[d.exemplars:len(b.exemplars):len(b.exemplars)],
-		Metadata:   md,
-	}
+	s.Floats = b.floats[d.floats:len(b.floats):len(b.floats)]
+	s.Histograms = b.histograms[d.histograms:len(b.histograms):len(b.histograms)]
+	s.Exemplars = b.exemplars[d.exemplars:len(b.exemplars):len(b.exemplars)]
 	if len(s.Floats)+len(s.Histograms)+len(s.Exemplars) == 0 {
 		return nil
 	}
-	if key == nil || !canonical {
+	if s.Key == nil {
 		var ok bool
-		if key, ok = d.buildKey(); !ok {
+		if s.Key, ok = d.buildKey(); !ok {
 			return errTooLarge
 		}
 	}
 	if !d.spend(seriesSize) {
 		return errTooLarge
 	}
-	s.Key = key
-	s.Hash = xxhash.Sum64(key)
+	if s.Ref == 0 {
+		s.Hash = xxhash.Sum64(s.Key)
+	}
 	b.Series = append(b.Series, s)
 	b.written.Samples += len(s.Floats)
 	b.written.Histograms += len(s.Histograms)
 	b.written.Exemplars += len(s.Exemplars)
 	return nil
+}
+
+// labels returns the labels of the open series; those of a known one are read
+// from its key when they are asked for.
+func (d *decoder) labels(key []byte) []pair {
+	if len(d.pairs) == 0 {
+		for name, value := range KeyPairs(key) {
+			d.pairs = append(d.pairs, pair{name: name, value: value})
+		}
+	}
+	return d.pairs
 }
 
 // sortLabels drops labels without a value and sorts the rest. canonical is false
@@ -303,11 +338,11 @@ func (d *decoder) replayed(ordinal uint32) bool {
 
 // refuseItems removes the refused items of an accepted series and brings the
 // histograms that stay to a schema that chunks can hold.
-func (d *decoder) refuseItems(base uint32) error {
+func (d *decoder) refuseItems(base uint32, key []byte) error {
 	b := d.b
 	from := len(d.rejected)
 	if d.judge != nil {
-		d.judgeItems(base)
+		d.judgeItems(base, key)
 	} else {
 		from = d.cursor
 		for d.cursor < len(d.rejected) && d.rejected[d.cursor] < d.next {
@@ -340,20 +375,20 @@ func (d *decoder) end() int {
 }
 
 // judgeItems asks the judge about every item of the series at the arenas' ends.
-func (d *decoder) judgeItems(base uint32) {
+func (d *decoder) judgeItems(base uint32, key []byte) {
 	b, j := d.b, d.judge
 	ord := base + 1
 	for _, f := range b.floats[d.floats:] {
 		if r := j.time(f.T); r != accepted {
 			d.rejected = append(d.rejected, ord)
-			j.refuseSample(r, d.pairs, f.T, nil)
+			j.refuseSample(r, d.labels(key), f.T, nil)
 		}
 		ord++
 	}
 	for _, h := range b.histograms[d.histograms:] {
 		if r, err := j.histogram(h); r != accepted {
 			d.rejected = append(d.rejected, ord)
-			j.refuseSample(r, d.pairs, h.T, err)
+			j.refuseSample(r, d.labels(key), h.T, err)
 		}
 		ord++
 	}

@@ -5,6 +5,7 @@ import (
 	"math"
 	"unicode/utf8"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/prometheus/common/model"
 )
 
@@ -55,6 +56,11 @@ func (d *decoder) requestV1(b []byte) error {
 }
 
 func (d *decoder) seriesV1(b []byte) error {
+	if d.b.Known != nil {
+		if done, err := d.knownV1(b); done {
+			return err
+		}
+	}
 	d.openSeries()
 	keyStart, keyEnd, canonical := 0, -1, true
 	for i := 0; i < len(b); {
@@ -63,9 +69,10 @@ func (d *decoder) seriesV1(b []byte) error {
 		if j < 0 {
 			return wireError(j)
 		}
-		if t >= 5<<3 || t&7 != wireBytes {
-			if i = skipField(b, j, t, fieldsSeriesV1); i < 0 {
-				return wireError(i)
+		if t != tagLabel {
+			var err error
+			if i, err = d.fieldV1(b, j, t); err != nil {
+				return err
 			}
 			continue
 		}
@@ -74,48 +81,95 @@ func (d *decoder) seriesV1(b []byte) error {
 			return wireError(e)
 		}
 		i = e
-		switch t >> 3 {
-		case 1:
-			p, short, err := parseLabel(b[s:e])
-			if err != nil {
-				return fmt.Errorf("label: %w", err)
-			}
-			if len(d.pairs) == maxSeriesLabels {
-				return errTooLarge
-			}
-			d.pairs = append(d.pairs, p)
-			// The labels' bytes are the key if each is written in the short form
-			// and they stand side by side.
-			if keyEnd < 0 {
-				keyStart, keyEnd = start, start
-			}
-			if !short || keyEnd != start || s-start != 1+varintLen(uint64(e-s)) {
-				canonical = false
-			}
-			keyEnd = e
-		case 2:
-			f, err := parseSample(b[s:e], fieldsSampleV1)
-			if err != nil {
-				return fmt.Errorf("sample: %w", err)
-			}
-			if err := d.addFloat(f); err != nil {
-				return err
-			}
-		case 3:
-			if err := d.exemplarV1(b[s:e]); err != nil {
-				return fmt.Errorf("exemplar: %w", err)
-			}
-		case 4:
-			if err := d.histogram(b[s:e]); err != nil {
-				return fmt.Errorf("histogram: %w", err)
-			}
+		p, short, err := parseLabel(b[s:e])
+		if err != nil {
+			return fmt.Errorf("label: %w", err)
 		}
+		if len(d.pairs) == maxSeriesLabels {
+			return errTooLarge
+		}
+		d.pairs = append(d.pairs, p)
+		// The labels' bytes are the key if each is written in the short form
+		// and they stand side by side.
+		if keyEnd < 0 {
+			keyStart, keyEnd = start, start
+		}
+		if !short || keyEnd != start || s-start != 1+varintLen(uint64(e-s)) {
+			canonical = false
+		}
+		keyEnd = e
 	}
 	var key []byte
 	if canonical && keyEnd >= 0 {
 		key = b[keyStart:keyEnd:keyEnd]
 	}
 	return d.closeSeries(key, nil)
+}
+
+// knownV1 decodes a series that was accepted before and whose labels stand at
+// its beginning, as those of every sender do. done is false if it is not such a
+// series; then nothing has been done.
+func (d *decoder) knownV1(b []byte) (done bool, err error) {
+	end := 0
+	for end+1 < len(b) && b[end] == tagLabel && b[end+1] < 0x80 {
+		end += 2 + int(b[end+1])
+	}
+	if end == 0 || end > len(b) {
+		return false, nil
+	}
+	s := Series{Key: b[:end:end]}
+	s.Hash = xxhash.Sum64(s.Key)
+	if s.Ref, done = d.b.Known.Find(s.Hash, s.Key); !done {
+		return false, nil
+	}
+	d.openSeries()
+	for i := end; i < len(b); {
+		t, j := readTag(b, i)
+		if j < 0 {
+			return true, wireError(j)
+		}
+		if t == tagLabel { // More labels, behind something else.
+			d.truncate()
+			return false, nil
+		}
+		if i, err = d.fieldV1(b, j, t); err != nil {
+			return true, err
+		}
+	}
+	return true, d.closeKnown(s, nil)
+}
+
+// fieldV1 decodes a field of a series that is not a label, and returns the index behind it.
+func (d *decoder) fieldV1(b []byte, i int, tag uint64) (int, error) {
+	if tag >= 5<<3 || tag&7 != wireBytes {
+		if i = skipField(b, i, tag, fieldsSeriesV1); i < 0 {
+			return 0, wireError(i)
+		}
+		return i, nil
+	}
+	s, e := readBytes(b, i)
+	if e < 0 {
+		return 0, wireError(e)
+	}
+	switch tag >> 3 {
+	case 2:
+		f, err := parseSample(b[s:e], fieldsSampleV1)
+		if err != nil {
+			return 0, fmt.Errorf("sample: %w", err)
+		}
+		if err := d.addFloat(f); err != nil {
+			return 0, err
+		}
+	case 3:
+		if err := d.exemplarV1(b[s:e]); err != nil {
+			return 0, fmt.Errorf("exemplar: %w", err)
+		}
+	case 4:
+		if err := d.histogram(b[s:e]); err != nil {
+			return 0, fmt.Errorf("histogram: %w", err)
+		}
+	}
+	return e, nil
 }
 
 // parseLabel reads a Label message. short says that it is written as this

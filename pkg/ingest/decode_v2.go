@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/prometheus/common/model"
 )
 
@@ -122,18 +123,55 @@ func (d *decoder) seriesV2(b []byte) error {
 			return err
 		}
 	}
-	var err error
-	if d.pairs, err = d.resolve(d.pairs, d.refs); err != nil {
-		return err
-	}
 	m, err := d.resolveMetadata(meta)
 	if err != nil {
 		return err
 	}
+	about := &m
 	if m.Type == model.MetricTypeUnknown && m.Help == "" && m.Unit == "" {
-		return d.closeSeries(nil, nil)
+		about = nil
 	}
-	return d.closeSeries(nil, &m)
+	if s, ok := d.findV2(); ok && (about != nil || d.hasItems()) {
+		return d.closeKnown(s, about)
+	}
+	if d.pairs, err = d.resolve(d.pairs, d.refs); err != nil {
+		return err
+	}
+	return d.closeSeries(nil, about)
+}
+
+// maxKnownKey is the size in bytes up to which a key is built only to look it up.
+const maxKnownKey = 16 << 10
+
+// findV2 looks up the series of d.refs by the key that they make if nothing has
+// to be changed.
+func (d *decoder) findV2() (Series, bool) {
+	if d.b.Known == nil || len(d.refs) == 0 || len(d.refs)%2 != 0 {
+		return Series{}, false
+	}
+	size := 0
+	for _, ref := range d.refs {
+		if ref >= uint32(len(d.symbols)) {
+			return Series{}, false
+		}
+		size += len(d.bytes(d.symbols[ref])) + 8
+	}
+	if size > maxKnownKey {
+		return Series{}, false
+	}
+	b := d.b
+	start := len(b.keys)
+	for i := 0; i < len(d.refs); i += 2 {
+		b.keys = appendLabel(b.keys, d.bytes(d.symbols[d.refs[i]]), d.bytes(d.symbols[d.refs[i+1]]))
+	}
+	s := Series{Key: b.keys[start:len(b.keys):len(b.keys)]}
+	s.Hash = xxhash.Sum64(s.Key)
+	var ok bool
+	if s.Ref, ok = b.Known.Find(s.Hash, s.Key); !ok || !d.spend(len(s.Key)) {
+		b.keys = b.keys[:start]
+		return Series{}, false
+	}
+	return s, true
 }
 
 func (d *decoder) seriesFieldV2(field uint64, b []byte, meta *metadataV2) error {

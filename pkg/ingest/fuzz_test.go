@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/prometheus/prometheus/prompb"
 	writev2 "github.com/prometheus/prometheus/prompb/io/prometheus/write/v2"
 	"github.com/stretchr/testify/require"
@@ -72,35 +73,71 @@ func fuzzCompare(t *testing.T, p Protocol, body []byte, want plain) {
 	}
 }
 
+// live is what a request with small limits is decoded with.
+type live struct {
+	*decoder
+	limits Limits
+	block  []byte
+}
+
+func newLive(body []byte) *live {
+	l := &live{decoder: decoderPool.New().(*decoder), limits: DefaultLimits(), block: pack(body)}
+	l.limits.MaxDecompressed, l.limits.MaxBuckets = 64<<10, 100
+	l.b = new(Batch) // not from the pool: its size is what is looked at
+	l.judge = &l.verdict
+	l.judge.reset(&l.limits, time.UnixMilli(testNow))
+	l.budget = maxExpansion * l.limits.MaxDecompressed
+	return l
+}
+
+func (l *live) decode(p Protocol) error {
+	if err := l.b.decompress(l.block, l.limits.MaxDecompressed); err != nil {
+		return err
+	}
+	return l.run(p)
+}
+
 // fuzzLive takes a body as a request with small limits.
 func fuzzLive(t *testing.T, p Protocol, body []byte) {
-	l := DefaultLimits()
-	l.MaxDecompressed, l.MaxBuckets = 64<<10, 100
-	d := decoderPool.New().(*decoder)
-	d.b = new(Batch) // not from the pool: its size is what is looked at
-	d.judge = &d.verdict
-	d.judge.reset(&l, time.UnixMilli(testNow))
-	d.budget = maxExpansion * l.MaxDecompressed
-	block := pack(body)
-	err := d.b.decompress(block, l.MaxDecompressed)
-	if err == nil {
-		err = d.run(p)
-	}
-	if size := d.b.footprint(); size > 3*maxExpansion*int(l.MaxDecompressed) {
+	d := newLive(body)
+	err := d.decode(p)
+	if size := d.b.footprint(); size > 3*maxExpansion*int(d.limits.MaxDecompressed) {
 		t.Fatalf("%d bytes for a request of %d", size, len(body))
 	}
 	if err != nil {
-		require.Contains(t, []int{400, 413}, StatusOf(refuseDecoding(p, &l, err)))
+		require.Contains(t, []int{400, 413}, StatusOf(refuseDecoding(p, &d.limits, err)))
 		return
 	}
 	require.LessOrEqual(t, len(d.judge.messages), maxMessages)
 	require.Equal(t, d.judge.refusals > 0, len(d.judge.messages) > 0)
 	for _, s := range d.b.Series {
 		require.Equal(t, LabelsKey(nil, KeyLabels(s.Key)), s.Key)
+		require.True(t, KeyEquals(s.Key, KeyLabels(s.Key)))
 		require.NotZero(t, len(s.Floats)+len(s.Histograms)+len(s.Exemplars))
 	}
-	if rec := append(AppendRecordHeader(nil, p, d.rejected), block...); !d.b.Empty() {
+	if rec := append(AppendRecordHeader(nil, p, d.rejected), d.block...); !d.b.Empty() {
 		require.Equal(t, plainOf(d.b), replayed(t, rec))
+	}
+	requireSameAgain(t, p, body, d)
+}
+
+// requireSameAgain checks that a request whose series are known gets the same verdict as the first time.
+func requireSameAgain(t *testing.T, p Protocol, body []byte, first *live) {
+	t.Helper()
+	again := newLive(body)
+	known := acceptedIn(first.b)
+	again.b.Known = known
+	require.NoError(t, again.decode(p))
+	require.Equal(t, plainOf(first.b), plainOf(again.b))
+	require.Equal(t, first.rejected, again.rejected)
+	require.Equal(t, first.b.written, again.b.written)
+	require.Equal(t, first.verdict.messages, again.verdict.messages)
+	require.Equal(t, first.verdict.refusals, again.verdict.refusals)
+	for _, s := range again.b.Series {
+		require.Equal(t, xxhash.Sum64(s.Key), s.Hash)
+		if s.Ref != 0 {
+			require.Equal(t, known[string(s.Key)], s.Ref)
+		}
 	}
 }
 

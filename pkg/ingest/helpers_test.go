@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/golang/snappy"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
@@ -45,6 +46,27 @@ func (r *recorder) Append(_ context.Context, header, body []byte, b *Batch) erro
 	r.records = append(r.records, slices.Concat(header, body))
 	r.batches = append(r.batches, plainOf(b))
 	return nil
+}
+
+func (*recorder) Known() Known { return nil }
+
+// acceptedSeries finds the series of an earlier batch.
+type acceptedSeries map[string]uint32
+
+func acceptedIn(b *Batch) acceptedSeries {
+	known := acceptedSeries{}
+	for _, s := range b.Series {
+		known[string(s.Key)] = uint32(len(known)) + 1
+	}
+	return known
+}
+
+func (a acceptedSeries) Find(hash uint64, key []byte) (uint32, bool) {
+	ref, ok := a[string(key)]
+	if hash != xxhash.Sum64(key) {
+		panic("the hash is not that of the key")
+	}
+	return ref, ok
 }
 
 func newTestReceiver(t testing.TB, a Appender, change func(*Limits)) *Receiver {

@@ -1,7 +1,9 @@
 package ingest
 
 import (
+	"bytes"
 	"iter"
+	"unsafe"
 
 	"github.com/prometheus/prometheus/model/labels"
 )
@@ -80,6 +82,41 @@ func LabelsKey(dst []byte, l labels.Labels) []byte {
 	})
 	return dst
 }
+
+// KeyEquals says whether key, which may be any bytes, is the key of a label set. It does not allocate for labels of ordinary
+// length.
+func KeyEquals(key []byte, l labels.Labels) bool {
+	flat := flatten(&l)
+	for len(key) > 0 {
+		// A label whose lengths take a byte each: name and value, with their lengths before them, are the same bytes in both.
+		if len(key) < 6 || key[1] >= 0x80 {
+			return rareKeyEquals(key, flat)
+		}
+		name := 4 + int(key[3]) // its end
+		end := 2 + int(key[1])
+		if end > len(key) || name+2 > end || len(flat) < end-4 || name+2+int(key[name+1]) != end ||
+			key[0] != tagLabel || key[2] != tagName || key[name] != tagValue ||
+			string(key[3:name]) != flat[:name-3] || string(key[name+1:end]) != flat[name-3:end-4] {
+			return false
+		}
+		key, flat = key[end:], flat[end-4:]
+	}
+	return flat == ""
+}
+
+func rareKeyEquals(key []byte, flat string) bool {
+	var buf [1 << 10]byte
+	return bytes.Equal(key, LabelsKey(buf[:0], unflatten(flat)))
+}
+
+// flatten returns what a label set is in memory with the build tags that this module is built with: each name and value behind
+// its length, which is one byte below 255.
+func flatten(l *labels.Labels) string { return *(*string)(unsafe.Pointer(l)) }
+
+func unflatten(s string) labels.Labels { return *(*labels.Labels)(unsafe.Pointer(&s)) }
+
+// Does not compile where label sets are something else.
+const _ = uint(unsafe.Sizeof("") - unsafe.Sizeof(labels.Labels{}))
 
 func appendLabel[S string | []byte](dst []byte, name, value S) []byte {
 	n := labelSize(len(name), len(value))

@@ -15,6 +15,8 @@ type checker struct{ t testing.TB }
 
 type wantKey struct{}
 
+func (checker) Known() Known { return nil }
+
 func (c checker) Append(ctx context.Context, header, body []byte, b *Batch) error {
 	want := ctx.Value(wantKey{}).(plain)
 	if got := plainOf(b); fmt.Sprint(got) != fmt.Sprint(want) {

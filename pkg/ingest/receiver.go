@@ -21,6 +21,9 @@ type Appender interface {
 	// that cannot be taken now gets an *Unavailable; any other error is answered
 	// with 500.
 	Append(ctx context.Context, header, body []byte, b *Batch) error
+	// Known returns what finds the series that were accepted before; nil is
+	// nothing.
+	Known() Known
 }
 
 // Receiver takes remote write requests: over HTTP, as http.Handler, and from
@@ -83,6 +86,7 @@ func (r *Receiver) ingest(ctx context.Context, p Protocol, body []byte) (Written
 
 	d, _ := decoderPool.Get().(*decoder)
 	d.b = newBatch()
+	d.b.Known = r.appender.Known()
 	defer d.b.Release()
 	defer d.release() // first: it holds strings of the batch
 	d.judge = &d.verdict

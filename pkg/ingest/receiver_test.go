@@ -402,6 +402,8 @@ func TestBodyIsNotReadBeyondTheLimit(t *testing.T) {
 // blocked is an Appender that waits.
 type blocked struct{ entered, leave chan struct{} }
 
+func (*blocked) Known() Known { return nil }
+
 func (b *blocked) Append(context.Context, []byte, []byte, *Batch) error {
 	b.entered <- struct{}{}
 	<-b.leave

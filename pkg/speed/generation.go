@@ -202,6 +202,12 @@ func (g *Generation) Skip(index uint64) {
 	}
 }
 
+// Find implements ingest.Known; it needs no lock.
+func (g *Generation) Find(hash uint64, key []byte) (uint32, bool) {
+	ref, ok := g.regs.find(hash, key)
+	return ref + 1, ok
+}
+
 // Seal says that there will be no more appends: the caller has waited for all to return. It lets go of the previous generation.
 func (g *Generation) Seal() { g.previous.Store(nil) }
 

@@ -2,8 +2,11 @@ package speed
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/prometheus/model/labels"
+
+	"github.com/millrace/millrace/pkg/ingest"
 )
 
 // pageSize is the number of entries in a page of series; growing by pages, no entry ever moves, and a large generation
@@ -15,73 +18,94 @@ const (
 
 // identity is what a series is known by. It is never changed after it was published in the registry.
 type identity struct {
-	hash   uint64
-	key    string // Canonical form of the labels; see ingest.Series.
+	hash   uint64 // Of the key; see ingest.Series. The key itself is not kept: the labels say the same.
 	labels labels.Labels
 }
 
 // registry finds a shard's series by the hash and bytes of their keys. References count up from 0. It is apart from the
 // shard so that the next generation can take over labels without keeping this one's samples alive.
+//
+// find needs no lock. A series is published by the store of its slot; tables are replaced as a whole, and a reader of one that
+// has been replaced misses what came after. It learns the truth by asking again under the lock.
 type registry struct {
 	mu    sync.RWMutex // Guards the whole shard.
-	pages []*[pageSize]identity
 	n     uint32
-	slots []uint64 // Open addressing: upper half of the hash, and reference + 1; 0 is free.
+	pages atomic.Pointer[[]*[pageSize]identity]
+	slots atomic.Pointer[[]atomic.Uint64] // Open addressing: upper half of the hash, and reference + 1; 0 is free.
 }
 
 const minSlots = 64
 
 func (r *registry) at(ref uint32) *identity {
-	return &r.pages[ref>>pageBits][ref&(pageSize-1)]
+	return &(*r.pages.Load())[ref>>pageBits][ref&(pageSize-1)]
 }
 
-// find looks a series up. The caller holds the lock.
+// find looks a series up.
 func (r *registry) find(hash uint64, key []byte) (uint32, bool) {
-	if len(r.slots) == 0 {
+	table := r.slots.Load()
+	if table == nil {
 		return 0, false
 	}
-	mask := uint64(len(r.slots) - 1)
-	for i := hash & mask; r.slots[i] != 0; i = (i + 1) & mask {
-		if r.slots[i]>>32 != hash>>32 {
+	slots := *table
+	mask := uint64(len(slots) - 1)
+	for i := hash & mask; ; i = (i + 1) & mask {
+		slot := slots[i].Load()
+		if slot == 0 {
+			return 0, false
+		}
+		if slot>>32 != hash>>32 {
 			continue
 		}
-		ref := uint32(r.slots[i]) - 1
-		if r.at(ref).key == string(key) { // Does not allocate.
+		ref := uint32(slot) - 1
+		if id := r.at(ref); id.hash == hash && ingest.KeyEquals(key, id.labels) {
 			return ref, true
 		}
 	}
-	return 0, false
 }
 
-// add registers a series that find did not find. The caller holds the lock for writing.
+// add registers a series that find did not find under the lock, which the caller holds for writing.
 func (r *registry) add(id identity) uint32 {
-	if 4*(int(r.n)+1) > 3*len(r.slots) {
+	if table := r.slots.Load(); table == nil || 4*(int(r.n)+1) > 3*len(*table) {
 		r.grow()
 	}
 	ref := r.n
 	if ref&(pageSize-1) == 0 {
-		r.pages = append(r.pages, new([pageSize]identity))
+		r.addPage()
 	}
 	*r.at(ref) = id
 	r.n++
-	r.place(id.hash, ref)
+	place(*r.slots.Load(), id.hash, ref)
 	return ref
 }
 
-func (r *registry) place(hash uint64, ref uint32) {
-	mask := uint64(len(r.slots) - 1)
+func (r *registry) addPage() {
+	var pages []*[pageSize]identity
+	if old := r.pages.Load(); old != nil {
+		pages = *old
+	}
+	pages = append(pages, new([pageSize]identity)) // Readers of the old header do not look behind its end.
+	r.pages.Store(&pages)
+}
+
+func place(slots []atomic.Uint64, hash uint64, ref uint32) {
+	mask := uint64(len(slots) - 1)
 	i := hash & mask
-	for r.slots[i] != 0 {
+	for slots[i].Load() != 0 {
 		i = (i + 1) & mask
 	}
-	r.slots[i] = hash>>32<<32 | uint64(ref+1)
+	slots[i].Store(hash>>32<<32 | uint64(ref+1))
 }
 
 func (r *registry) grow() {
-	r.slots = make([]uint64, max(minSlots, 2*len(r.slots)))
-	for ref := range r.n {
-		r.place(r.at(ref).hash, ref)
+	size := minSlots
+	if old := r.slots.Load(); old != nil {
+		size = 2 * len(*old)
 	}
+	slots := make([]atomic.Uint64, size)
+	for ref := range r.n {
+		place(slots, r.at(ref).hash, ref)
+	}
+	r.slots.Store(&slots)
 }
 
 // registries are those of all shards of a generation.
@@ -90,11 +114,14 @@ type registries struct {
 	regs  []*registry
 }
 
-// labels returns the labels and key of a series, if they are known.
-func (rs *registries) find(hash uint64, key []byte) (identity, bool) {
+// find returns a series' reference in its shard, if it is known.
+func (rs *registries) find(hash uint64, key []byte) (uint32, bool) {
+	return rs.regs[hash>>rs.shift].find(hash, key)
+}
+
+// identity returns the labels of a series, if it is known.
+func (rs *registries) identity(hash uint64, key []byte) (identity, bool) {
 	r := rs.regs[hash>>rs.shift]
-	r.mu.RLock()
-	defer r.mu.RUnlock()
 	ref, ok := r.find(hash, key)
 	if !ok {
 		return identity{}, false

@@ -29,11 +29,7 @@ func (sh *shard) apply(g *Generation, b *ingest.Batch, list []uint32, w *writer)
 	w.sh = sh
 	for _, i := range list {
 		in := &b.Series[i]
-		ref, ok := sh.reg.find(in.Hash, in.Key)
-		if !ok {
-			ref = sh.create(g, in, w)
-		}
-		s := sh.series(ref)
+		s := sh.series(sh.resolve(g, b, in, w))
 		for _, f := range in.Floats {
 			w.float(s, f)
 		}
@@ -43,16 +39,27 @@ func (sh *shard) apply(g *Generation, b *ingest.Batch, list []uint32, w *writer)
 	}
 }
 
+// resolve returns the series of a request, which may be a new one.
+func (sh *shard) resolve(g *Generation, b *ingest.Batch, in *ingest.Series, w *writer) uint32 {
+	if in.Ref > 0 && b.Known == ingest.Known(g) {
+		return in.Ref - 1
+	}
+	if ref, ok := sh.reg.find(in.Hash, in.Key); ok {
+		return ref
+	}
+	return sh.create(g, in, w)
+}
+
 // create registers a series. Its labels are those of the previous generation, if that knows it.
 func (sh *shard) create(g *Generation, in *ingest.Series, w *writer) uint32 {
 	id, known := identity{}, false
 	if prev := g.previous.Load(); prev != nil {
-		id, known = prev.find(in.Hash, in.Key)
+		id, known = prev.identity(in.Hash, in.Key)
 	}
 	if known {
 		w.HandedOver++
 	} else {
-		id = identity{hash: in.Hash, key: string(in.Key), labels: ingest.KeyLabels(in.Key)}
+		id = identity{hash: in.Hash, labels: ingest.KeyLabels(in.Key)}
 	}
 	ref := sh.reg.add(id)
 	if ref&(pageSize-1) == 0 {
@@ -61,6 +68,6 @@ func (sh *shard) create(g *Generation, in *ingest.Series, w *writer) uint32 {
 	sh.series(ref).lastT = math.MinInt64
 	w.Created++
 	// The labels' strings take about as much as the key.
-	w.bytes += seriesBytes + 2*len(id.key) + sh.postings.add(ref, id.labels)
+	w.bytes += seriesBytes + len(in.Key) + sh.postings.add(ref, id.labels)
 	return ref
 }

@@ -1,0 +1,45 @@
+package ingest
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/stretchr/testify/require"
+)
+
+func TestKeyEquals(t *testing.T) {
+	sets := []labels.Labels{
+		labels.EmptyLabels(),
+		labels.FromStrings("__name__", "up"),
+		labels.FromStrings("__name__", "up", "job", "a"),
+		labels.FromStrings("__name__", "up", "job", "b"),
+		labels.FromStrings("__name__", "upj"),
+		labels.FromStrings("__name__", "up", "path", strings.Repeat("x", 119)),
+		labels.FromStrings("__name__", "up", "path", strings.Repeat("x", 120)),
+		labels.FromStrings("__name__", "up", "path", strings.Repeat("x", 254)),
+		labels.FromStrings("__name__", "up", "path", strings.Repeat("x", 255)),
+		labels.FromStrings("__name__", "up", "path", strings.Repeat("x", 3000), "q", "1"),
+	}
+	for i, a := range sets {
+		for j, b := range sets {
+			require.Equal(t, i == j, KeyEquals(LabelsKey(nil, a), b), "%v and %v", a, b)
+		}
+	}
+}
+
+// No change of a key leaves it the key of the same labels, whether what comes out is a key or not.
+func FuzzKeyEquals(f *testing.F) {
+	f.Add(LabelsKey(nil, labels.FromStrings("__name__", "up", "job", "node")), uint16(3), byte(4))
+	f.Fuzz(func(t *testing.T, raw []byte, at uint16, with byte) {
+		ls := KeyLabels(raw).WithoutEmpty() // any labels: raw need not be a key
+		key := LabelsKey(nil, ls)
+		require.True(t, KeyEquals(key, ls))
+		require.Equal(t, string(raw) == string(key), KeyEquals(raw, ls))
+		if len(key) > 0 && with != 0 {
+			key[int(at)%len(key)] ^= with
+			require.False(t, KeyEquals(key, ls))
+			require.False(t, KeyEquals(key[:int(at)%len(key)], ls))
+		}
+	})
+}
