@@ -110,7 +110,7 @@ func (r *replayer) add(record []byte) error {
 
 func (r *replayer) work() {
 	for in := range r.records {
-		b, err := ingest.DecodeRecord(in.record)
+		b, err := ingest.DecodeRecord(in.record, r.g.mem)
 		if err != nil {
 			r.g.mem.Skip(in.index)
 			r.undecodable.Add(1)

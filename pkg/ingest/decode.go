@@ -217,9 +217,7 @@ func (d *decoder) addSeries(base uint32, s Series, meta *Metadata) error {
 		}
 	}
 	if meta != nil {
-		s.Metadata = *meta
-		s.Metadata.Family = familyName(metricName(d.labels(s.Key)), meta.Type)
-		if err := d.gather(s.Metadata); err != nil {
+		if err := d.describe(&s, meta); err != nil {
 			return err
 		}
 	}

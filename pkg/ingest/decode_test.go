@@ -138,7 +138,7 @@ func TestKey(t *testing.T) {
 // TestReplayOfSeriesWithoutLabels: such series are refused when they come; a
 // record that holds one all the same is read, not mistaken for something else.
 func TestReplayOfSeriesWithoutLabels(t *testing.T) {
-	b, err := DecodeRecord(append([]byte{recordRequest, byte(V2), 0}, pack(v2Request(nil, upFloat))...))
+	b, err := DecodeRecord(append([]byte{recordRequest, byte(V2), 0}, pack(v2Request(nil, upFloat))...), nil)
 	require.NoError(t, err)
 	defer b.Release()
 	require.Len(t, b.Series, 1)

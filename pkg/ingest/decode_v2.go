@@ -22,6 +22,9 @@ const (
 type symbol struct {
 	start uint32
 	end   uint32 // with symbolInvalid
+	// family is 1 + where the metadata of the metric of this name is gathered; 0
+	// if it was not met.
+	family uint32
 }
 
 // symbolInvalid marks a symbol that is not valid UTF-8. Bodies are smaller than
@@ -353,14 +356,31 @@ func (d *decoder) exemplarV2(b []byte) error {
 	return d.addExemplar(e, &set)
 }
 
-// metricName finds the metric's name among a series' labels.
-func metricName(pairs []pair) []byte {
-	for i := range pairs {
-		if string(pairs[i].name) == metricNameLabel {
-			return pairs[i].value
+// describe notes what the request says about the open series' metric: once per
+// family, as a rule, though it is said with every series.
+func (d *decoder) describe(s *Series, m *Metadata) error {
+	name := d.nameSymbol()
+	if at := name.family; at > 0 {
+		if old := &d.b.Metadata[at-1]; old.Type == m.Type && old.Help == m.Help && old.Unit == m.Unit {
+			s.Metadata = *old
+			return nil
 		}
 	}
-	return nil
+	s.Metadata = *m
+	s.Metadata.Family = familyName(d.bytes(*name), m.Type)
+	at, err := d.gather(s.Metadata)
+	name.family = uint32(at) + 1
+	return err
+}
+
+// nameSymbol finds the metric's name among the open series' labels.
+func (d *decoder) nameSymbol() *symbol {
+	for i := 0; i < len(d.refs); i += 2 {
+		if name := &d.symbols[d.refs[i+1]]; name.start < name.end && string(d.bytes(d.symbols[d.refs[i]])) == metricNameLabel {
+			return name
+		}
+	}
+	return &symbol{}
 }
 
 // familyName is the name under which a series' metadata is known: 2.0 sends it
@@ -384,16 +404,17 @@ func familyName(metric []byte, t model.MetricType) string {
 	return name
 }
 
-// gather notes a family's metadata once per request; the last one counts.
-func (d *decoder) gather(m Metadata) error {
+// gather notes a family's metadata once per request; the last one counts. It
+// returns where.
+func (d *decoder) gather(m Metadata) (int, error) {
 	if i, ok := d.families[m.Family]; ok {
 		d.b.Metadata[i] = m
-		return nil
+		return i, nil
 	}
 	if !d.spend(2 * metadataSize) {
-		return errTooLarge
+		return 0, errTooLarge
 	}
 	d.families[m.Family] = len(d.b.Metadata)
 	d.b.Metadata = append(d.b.Metadata, m)
-	return nil
+	return len(d.b.Metadata) - 1, nil
 }

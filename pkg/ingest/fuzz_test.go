@@ -151,7 +151,7 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Add([]byte{recordRequest, 1, 0xff, 0xff, 0xff, 0xff, 0x0f})
 	f.Add([]byte{recordRequest, 1, 0, 0xff, 0xff, 0xff, 0xff, 0x03, 0})
 	f.Fuzz(func(t *testing.T, rec []byte) {
-		b, err := DecodeRecord(rec)
+		b, err := DecodeRecord(rec, nil)
 		if err != nil {
 			return
 		}

@@ -496,5 +496,5 @@ func marshal(t testing.TB, m marshaler) []byte {
 
 // decodeAll decodes a body without any limit, as a replay without refusals does.
 func decodeAll(p Protocol, body []byte) (*Batch, error) {
-	return DecodeRecord(append(AppendRecordHeader(nil, p, nil), pack(body)...))
+	return DecodeRecord(append(AppendRecordHeader(nil, p, nil), pack(body)...), nil)
 }

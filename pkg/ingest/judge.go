@@ -329,3 +329,13 @@ func trim(b []byte) []byte {
 	}
 	return append(append(make([]byte, 0, most+3), b[:most]...), "…"...)
 }
+
+// metricName finds the metric's name among a series' labels.
+func metricName(pairs []pair) []byte {
+	for i := range pairs {
+		if string(pairs[i].name) == metricNameLabel {
+			return pairs[i].value
+		}
+	}
+	return nil
+}

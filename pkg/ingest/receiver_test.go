@@ -259,7 +259,7 @@ func TestNegotiation(t *testing.T) {
 
 func replayed(t testing.TB, rec []byte) plain {
 	t.Helper()
-	b, err := DecodeRecord(rec)
+	b, err := DecodeRecord(rec, nil)
 	require.NoError(t, err)
 	defer b.Release()
 	return plainOf(b)

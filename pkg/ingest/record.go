@@ -48,9 +48,10 @@ func AppendRecordHeader(dst []byte, p Protocol, rejected Rejected) []byte {
 
 // DecodeRecord decodes a record of the log: header and body, one behind the
 // other. The batch holds what was accepted when the request came and must be
-// released; it does not alias rec. Errors are ErrUnknownRecord or
-// ErrCorruptRecord, with what was found.
-func DecodeRecord(rec []byte) (*Batch, error) {
+// released; it does not alias rec. Known may be nil; otherwise it is what has
+// been replayed so far. Errors are ErrUnknownRecord or ErrCorruptRecord, with
+// what was found.
+func DecodeRecord(rec []byte, known Known) (*Batch, error) {
 	if len(rec) < 3 {
 		return nil, fmt.Errorf("%w: %d bytes", ErrCorruptRecord, len(rec))
 	}
@@ -60,6 +61,7 @@ func DecodeRecord(rec []byte) (*Batch, error) {
 	}
 	d, _ := decoderPool.Get().(*decoder)
 	b := newBatch()
+	b.Known = known
 	d.b, d.judge, d.budget = b, nil, replayBudget
 	err := d.replay(p, rec[2:])
 	d.release()

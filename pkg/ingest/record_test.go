@@ -47,7 +47,7 @@ func TestDecodeRecordErrors(t *testing.T) {
 		"refused after its series": {record([]byte{1, 1, 2, 0, 1}, body), ErrCorruptRecord, "refuses items that the request does not have"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := DecodeRecord(c.rec)
+			_, err := DecodeRecord(c.rec, nil)
 			require.ErrorIs(t, err, c.want)
 			require.ErrorContains(t, err, c.text)
 		})
