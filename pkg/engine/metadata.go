@@ -34,17 +34,35 @@ func newMetadataStore() *metadataStore {
 	return &metadataStore{known: map[string]metadata.Metadata{}}
 }
 
-func (s *metadataStore) add(b *ingest.Batch) {
-	for _, m := range b.Metadata {
-		md := metadata.Metadata{Type: m.Type, Help: m.Help, Unit: m.Unit}
-		if md.Type == "" {
-			md.Type = model.MetricTypeUnknown
+// differs says whether add would change anything.
+func (s *metadataStore) differs(b *ingest.Batch) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for i := range b.Metadata {
+		if _, news := s.compare(&b.Metadata[i]); news {
+			return true
 		}
+	}
+	return false
+}
+
+// compare says whether a request's metadata is news. The caller holds the lock.
+func (s *metadataStore) compare(m *ingest.Metadata) (md metadata.Metadata, news bool) {
+	md = metadata.Metadata{Type: m.Type, Help: m.Help, Unit: m.Unit}
+	if md.Type == "" {
+		md.Type = model.MetricTypeUnknown
+	}
+	old, known := s.known[m.Family]
+	return md, (known || len(s.known) < maxFamilies) && old != md
+}
+
+func (s *metadataStore) add(b *ingest.Batch) {
+	for i := range b.Metadata {
+		m := &b.Metadata[i]
 		s.mu.RLock()
-		old, known := s.known[m.Family]
-		full := len(s.known) >= maxFamilies
+		md, news := s.compare(m)
 		s.mu.RUnlock()
-		if known && old == md || !known && full {
+		if !news {
 			continue
 		}
 		s.mu.Lock()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/speed"
 	"github.com/millrace/millrace/pkg/wal"
 )
 
@@ -78,6 +79,7 @@ type replayer struct {
 	e           *Engine
 	g           *generation
 	ctx         context.Context
+	floats      *speed.RecordReader
 	records     chan indexed
 	wg          sync.WaitGroup
 	undecodable atomic.Int64
@@ -85,12 +87,13 @@ type replayer struct {
 
 type indexed struct {
 	index  uint64
-	record []byte
+	floats speed.Floats // of a record of floats, for which record is nil
+	record []byte       // of any other
 }
 
 func (e *Engine) newReplayer(ctx context.Context, g *generation) *replayer {
 	workers := runtime.GOMAXPROCS(0)
-	r := &replayer{e: e, g: g, ctx: ctx, records: make(chan indexed, 4*workers)}
+	r := &replayer{e: e, g: g, ctx: ctx, floats: speed.NewRecordReader(g.mem), records: make(chan indexed, 4*workers)}
 	for range workers {
 		r.wg.Go(r.work)
 	}
@@ -101,26 +104,57 @@ func (r *replayer) add(record []byte) error {
 	if r.ctx.Err() != nil {
 		return r.ctx.Err()
 	}
-	r.records <- indexed{r.g.replayed, slices.Clone(record)} // the log's buffer is its own
+	if err := r.hand(r.g.replayed, slices.Clone(record)); err != nil { // the log's buffer is its own
+		r.g.mem.Skip(r.g.replayed)
+		r.undecoded(r.g.replayed, err)
+	}
 	if r.g.replayed++; r.g.replayed%1000 == 0 {
 		r.e.setProgress("replaying the log of generation %d: %d requests", r.g.Number, r.g.replayed)
 	}
 	return nil
 }
 
+// hand gives a record to the workers. The definitions in records of floats are read here, where the order is that of the log.
+func (r *replayer) hand(index uint64, record []byte) error {
+	in := indexed{index: index}
+	if len(record) > 0 && record[0] == speed.RecordFloats {
+		var err error
+		if in.floats, err = r.floats.Define(record); err != nil {
+			return err
+		}
+	} else {
+		in.record = record
+	}
+	r.records <- in
+	return nil
+}
+
 func (r *replayer) work() {
 	for in := range r.records {
-		b, err := ingest.DecodeRecord(in.record, r.g.mem)
-		if err != nil {
-			r.g.mem.Skip(in.index)
-			r.undecodable.Add(1)
-			r.e.metrics.replayUndecodable.Inc()
-			r.e.logger.Error("a record of the log cannot be decoded", "generation", r.g.Number, "record", in.index, "err", err)
-			continue
+		if err := r.apply(in); err != nil {
+			r.undecoded(in.index, err)
 		}
-		r.e.apply(r.g, in.index, b)
-		b.Release()
 	}
+}
+
+func (r *replayer) apply(in indexed) error {
+	if in.record == nil {
+		return in.floats.Apply(in.index)
+	}
+	b, err := ingest.DecodeRecord(in.record, r.g.mem)
+	if err != nil {
+		r.g.mem.Skip(in.index)
+		return err
+	}
+	defer b.Release()
+	r.e.apply(r.g, in.index, b)
+	return nil
+}
+
+func (r *replayer) undecoded(index uint64, err error) {
+	r.undecodable.Add(1)
+	r.e.metrics.replayUndecodable.Inc()
+	r.e.logger.Error("a record of the log cannot be decoded", "generation", r.g.Number, "record", index, "err", err)
 }
 
 // wait returns when everything is applied, and how many records could not be decoded.

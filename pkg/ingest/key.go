@@ -39,6 +39,24 @@ func KeyPairs(key []byte) iter.Seq2[[]byte, []byte] {
 	}
 }
 
+// IsKey says whether key is the key of a label set.
+func IsKey(key []byte) bool {
+	var last []byte
+	for i := 0; i < len(key); {
+		t, j := readTag(key, i)
+		s, e := readBytes(key, j)
+		if t != tagLabel || e < 0 {
+			return false
+		}
+		p, short, err := parseLabel(key[s:e])
+		if err != nil || !short || s-i != 1+varintLen(uint64(e-s)) || len(p.value) == 0 || i > 0 && bytes.Compare(last, p.name) >= 0 {
+			return false
+		}
+		last, i = p.name, e
+	}
+	return true
+}
+
 // KeyLabels returns the label set of a key. Its strings are copies.
 func KeyLabels(key []byte) labels.Labels {
 	n := 0

@@ -35,6 +35,9 @@ func FuzzKeyEquals(f *testing.F) {
 		ls := KeyLabels(raw).WithoutEmpty() // any labels: raw need not be a key
 		key := LabelsKey(nil, ls)
 		require.True(t, KeyEquals(key, ls))
+		if IsKey(raw) {
+			require.Equal(t, string(raw), string(key))
+		}
 		require.Equal(t, string(raw) == string(key), KeyEquals(raw, ls))
 		if len(key) > 0 && with != 0 {
 			key[int(at)%len(key)] ^= with

@@ -39,6 +39,7 @@ type Generation struct {
 	shards          []shard
 	regs            registries
 	previous        atomic.Pointer[registries]
+	ids             atomic.Uint32 // Of the series to come.
 
 	series, samples, late, duplicates, bytes atomic.Int64
 	minTime, maxTime                         atomic.Int64

@@ -16,10 +16,12 @@ const (
 	pageSize = 1 << pageBits
 )
 
-// identity is what a series is known by. It is never changed after it was published in the registry.
+// identity is what a series is known by. But for recorded, it is never changed after it was published in the registry.
 type identity struct {
-	hash   uint64 // Of the key; see ingest.Series. The key itself is not kept: the labels say the same.
-	labels labels.Labels
+	hash     uint64 // Of the key; see ingest.Series. The key itself is not kept: the labels say the same.
+	labels   labels.Labels
+	id       uint32      // Counts the series of the generation.
+	recorded atomic.Bool // The log has a record that defines the series by its id.
 }
 
 // registry finds a shard's series by the hash and bytes of their keys. References count up from 0. It is apart from the
@@ -64,7 +66,7 @@ func (r *registry) find(hash uint64, key []byte) (uint32, bool) {
 }
 
 // add registers a series that find did not find under the lock, which the caller holds for writing.
-func (r *registry) add(id identity) uint32 {
+func (r *registry) add(hash uint64, ls labels.Labels, id uint32) uint32 {
 	if table := r.slots.Load(); table == nil || 4*(int(r.n)+1) > 3*len(*table) {
 		r.grow()
 	}
@@ -72,9 +74,10 @@ func (r *registry) add(id identity) uint32 {
 	if ref&(pageSize-1) == 0 {
 		r.addPage()
 	}
-	*r.at(ref) = id
+	entry := r.at(ref)
+	entry.hash, entry.labels, entry.id = hash, ls, id
 	r.n++
-	place(*r.slots.Load(), id.hash, ref)
+	place(*r.slots.Load(), hash, ref)
 	return ref
 }
 
@@ -119,12 +122,12 @@ func (rs *registries) find(hash uint64, key []byte) (uint32, bool) {
 	return rs.regs[hash>>rs.shift].find(hash, key)
 }
 
-// identity returns the labels of a series, if it is known.
-func (rs *registries) identity(hash uint64, key []byte) (identity, bool) {
+// labels returns the labels of a series, if it is known.
+func (rs *registries) labels(hash uint64, key []byte) (labels.Labels, bool) {
 	r := rs.regs[hash>>rs.shift]
 	ref, ok := r.find(hash, key)
 	if !ok {
-		return identity{}, false
+		return labels.EmptyLabels(), false
 	}
-	return *r.at(ref), true
+	return r.at(ref).labels, true
 }

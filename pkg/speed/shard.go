@@ -3,6 +3,8 @@ package speed
 import (
 	"math"
 
+	"github.com/prometheus/prometheus/model/labels"
+
 	"github.com/millrace/millrace/pkg/ingest"
 )
 
@@ -52,22 +54,22 @@ func (sh *shard) resolve(g *Generation, b *ingest.Batch, in *ingest.Series, w *w
 
 // create registers a series. Its labels are those of the previous generation, if that knows it.
 func (sh *shard) create(g *Generation, in *ingest.Series, w *writer) uint32 {
-	id, known := identity{}, false
+	ls, known := labels.EmptyLabels(), false
 	if prev := g.previous.Load(); prev != nil {
-		id, known = prev.identity(in.Hash, in.Key)
+		ls, known = prev.labels(in.Hash, in.Key)
 	}
 	if known {
 		w.HandedOver++
 	} else {
-		id = identity{hash: in.Hash, labels: ingest.KeyLabels(in.Key)}
+		ls = ingest.KeyLabels(in.Key)
 	}
-	ref := sh.reg.add(id)
+	ref := sh.reg.add(in.Hash, ls, g.ids.Add(1)-1)
 	if ref&(pageSize-1) == 0 {
 		sh.pages = append(sh.pages, new([pageSize]series))
 	}
 	sh.series(ref).lastT = math.MinInt64
 	w.Created++
 	// The labels' strings take about as much as the key.
-	w.bytes += seriesBytes + len(in.Key) + sh.postings.add(ref, id.labels)
+	w.bytes += seriesBytes + len(in.Key) + sh.postings.add(ref, ls)
 	return ref
 }

@@ -1,0 +1,329 @@
+package speed
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/millrace/millrace/pkg/ingest"
+)
+
+// RecordFloats is the first byte of a record of floats by reference. Requests say the labels of every series with every sample; a
+// record says them once per log. It holds what a request's floats come to, after validation and without start timestamps:
+//
+//	kind         byte    2
+//	definitions  uvarint number; each: uvarint id, uvarint length of the key, key
+//	series       uvarint number; each: varint id less that of the one before,
+//	             uvarint number of floats, each: varint time in ms less that of the one before, value (8 bytes, little endian)
+//
+// Ids count the series of a generation. A record defines every id that it uses and that no record defines which was in the log
+// before it was encoded; so whoever reads the log in order knows them all.
+const RecordFloats = 2
+
+// CanRecord says whether a record of floats holds all of a batch that is to be kept, but for its metadata.
+func (g *Generation) CanRecord(b *ingest.Batch) bool {
+	if w := b.Written(); w.Histograms+w.Exemplars > 0 {
+		return false
+	}
+	if g.startTimestamps {
+		for i := range b.Series {
+			if slices.ContainsFunc(b.Series[i].Floats, func(f ingest.Float) bool { return f.ST != 0 }) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Resolve sets the references of a batch's series, registering those that the generation does not know. Until a sample follows, such
+// a series is seen only by label queries.
+func (g *Generation) Resolve(b *ingest.Batch) {
+	if b.Known != ingest.Known(g) {
+		b.Known = g
+		for i := range b.Series {
+			b.Series[i].Ref = 0
+		}
+	}
+	for i := range b.Series {
+		if in := &b.Series[i]; in.Ref == 0 {
+			in.Ref = g.register(in)
+		}
+	}
+}
+
+func (g *Generation) register(in *ingest.Series) uint32 {
+	if ref, ok := g.Find(in.Hash, in.Key); ok {
+		return ref
+	}
+	sh := &g.shards[in.Hash>>g.regs.shift]
+	sh.reg.mu.Lock()
+	defer sh.reg.mu.Unlock()
+	if ref, ok := g.Find(in.Hash, in.Key); ok {
+		return ref
+	}
+	var w writer
+	w.MinTime, w.MaxTime = math.MaxInt64, math.MinInt64
+	ref := sh.create(g, in, &w) + 1
+	g.account(&writer{}, &w)
+	g.metrics.count(&w.AppendStats)
+	return ref
+}
+
+// Record is a record of floats on its way to the log.
+type Record struct {
+	Bytes   []byte // Of buf.
+	buf     []byte
+	defines []*identity
+}
+
+var recordPool = sync.Pool{New: func() any { return &Record{} }}
+
+// maxPooledRecord is the size in bytes up to which a record's memory is used again.
+const maxPooledRecord = 1 << 20
+
+// Record encodes a batch for which CanRecord and that went through Resolve. The record is to be released.
+func (g *Generation) Record(b *ingest.Batch) *Record {
+	r, _ := recordPool.Get().(*Record)
+	start := r.define(g, b)
+	dst := binary.AppendUvarint(r.buf, uint64(len(b.Series)))
+	id, t := int64(0), int64(0)
+	for i := range b.Series {
+		in := &b.Series[i]
+		next := int64(g.identity(in).id)
+		dst = binary.AppendVarint(dst, next-id)
+		dst = binary.AppendUvarint(dst, uint64(len(in.Floats)))
+		id = next
+		for _, f := range in.Floats {
+			dst = binary.AppendVarint(dst, f.T-t)
+			dst = binary.LittleEndian.AppendUint64(dst, math.Float64bits(f.V))
+			t = f.T
+		}
+	}
+	r.buf, r.Bytes = dst, dst[start:]
+	return r
+}
+
+// define begins the record with the series that no record defines yet, and returns where in buf it begins.
+func (r *Record) define(g *Generation, b *ingest.Batch) int {
+	var head [1 + binary.MaxVarintLen64]byte
+	r.buf = append(r.buf[:0], head[:]...) // Room for the kind and the number.
+	for i := range b.Series {
+		in := &b.Series[i]
+		id := g.identity(in)
+		if id.recorded.Load() {
+			continue
+		}
+		r.defines = append(r.defines, id)
+		r.buf = binary.AppendUvarint(r.buf, uint64(id.id))
+		r.buf = binary.AppendUvarint(r.buf, uint64(len(in.Key)))
+		r.buf = append(r.buf, in.Key...)
+	}
+	head[0] = RecordFloats
+	n := 1 + binary.PutUvarint(head[1:], uint64(len(r.defines)))
+	start := len(head) - n
+	copy(r.buf[start:], head[:n])
+	return start
+}
+
+// Written says that the record is in the log: later ones need not define its series.
+func (r *Record) Written() {
+	for _, id := range r.defines {
+		id.recorded.Store(true)
+	}
+}
+
+// Release gives the record's memory back.
+func (r *Record) Release() {
+	clear(r.defines)
+	r.defines = r.defines[:0]
+	if cap(r.buf) <= maxPooledRecord {
+		recordPool.Put(r)
+	}
+}
+
+func (g *Generation) identity(in *ingest.Series) *identity {
+	return g.regs.regs[in.Hash>>g.regs.shift].at(in.Ref - 1)
+}
+
+// RecordReader reads a log's records of floats. Define is for one goroutine, which reads the log in order; what it returns may be
+// applied by others.
+type RecordReader struct {
+	g     *Generation
+	pages []*definitionPage // By id; nil where nothing is defined.
+}
+
+type definitionPage [1 << 10]atomic.Pointer[definition]
+
+// definition is a series as a record defines it.
+type definition struct {
+	key  []byte
+	hash uint64
+	ref  atomic.Uint32 // In the reader's generation, once it is known.
+}
+
+// NewRecordReader returns a reader for a generation that is being replayed.
+func NewRecordReader(g *Generation) *RecordReader { return &RecordReader{g: g} }
+
+// ErrRecord means that a record of floats makes no sense, or uses a series whose definition is lost.
+var ErrRecord = errors.New("corrupt record of floats")
+
+// Floats are what a record holds beside its definitions.
+type Floats struct {
+	g     *Generation
+	pages []*definitionPage
+	rec   cursor
+}
+
+// Define takes over the definitions of a record, which must not change as long as the reader is in use.
+func (r *RecordReader) Define(rec []byte) (Floats, error) {
+	c := cursor{b: rec}
+	kind := c.bytes(1)
+	if c.bad || kind[0] != RecordFloats {
+		return Floats{}, fmt.Errorf("%w: of another kind", ErrRecord)
+	}
+	for n := c.uvarint(); n > 0 && !c.bad; n-- {
+		id := c.uvarint()
+		key := c.bytes(c.uvarint())
+		if c.bad || id > math.MaxUint32 || !ingest.IsKey(key) {
+			return Floats{}, fmt.Errorf("%w: definition of series %d", ErrRecord, id)
+		}
+		r.define(int(id), key)
+	}
+	if c.bad {
+		return Floats{}, fmt.Errorf("%w: it ends within its definitions", ErrRecord)
+	}
+	return Floats{g: r.g, pages: r.pages, rec: c}, nil
+}
+
+func (r *RecordReader) define(id int, key []byte) {
+	at := id / len(definitionPage{})
+	if missing := at + 1 - len(r.pages); missing > 0 {
+		r.pages = append(r.pages, make([]*definitionPage, missing)...)
+	}
+	if r.pages[at] == nil {
+		r.pages = slices.Clone(r.pages) // Whoever has the list so far does not need the page.
+		r.pages[at] = &definitionPage{}
+	}
+	if slot := &r.pages[at][id%len(definitionPage{})]; slot.Load() == nil {
+		slot.Store(&definition{key: key, hash: xxhash.Sum64(key)})
+	}
+}
+
+// replayed is a batch that was read from a record.
+type replayed struct {
+	batch   ingest.Batch
+	floats  []ingest.Float
+	learned []*definition // Of the batch's series.
+}
+
+var replayedPool = sync.Pool{New: func() any { return &replayed{} }}
+
+// Apply gives the floats to the generation, as the request with the given index. After an error nothing of it was applied, and the
+// index is skipped.
+func (f Floats) Apply(index uint64) error {
+	b, _ := replayedPool.Get().(*replayed)
+	defer b.release()
+	if err := b.decode(f); err != nil {
+		f.g.Skip(index)
+		return err
+	}
+	f.g.Append(index, &b.batch)
+	for i, d := range b.learned {
+		if b.batch.Series[i].Ref == 0 {
+			ref, _ := f.g.Find(d.hash, d.key)
+			d.ref.Store(ref)
+		}
+	}
+	return nil
+}
+
+func (b *replayed) release() {
+	clear(b.batch.Series)
+	clear(b.learned)
+	b.batch.Series, b.floats, b.learned = b.batch.Series[:0], b.floats[:0], b.learned[:0]
+	b.batch.Known = nil
+	replayedPool.Put(b)
+}
+
+func (b *replayed) decode(f Floats) error {
+	c := f.rec
+	b.batch.Known = f.g
+	id, t := uint64(0), int64(0)
+	n := c.uvarint()
+	for ; n > 0 && !c.bad; n-- {
+		id += uint64(c.varint())
+		d := f.definition(id)
+		if d == nil {
+			return fmt.Errorf("%w: series %d is not defined", ErrRecord, id)
+		}
+		from := len(b.floats)
+		for k := c.uvarint(); k > 0 && !c.bad; k-- {
+			t += c.varint()
+			b.floats = append(b.floats, ingest.Float{T: t, V: math.Float64frombits(c.fixed64())})
+		}
+		b.learned = append(b.learned, d)
+		b.batch.Series = append(b.batch.Series, ingest.Series{Key: d.key, Hash: d.hash, Ref: d.ref.Load(), Floats: b.floats[from:len(b.floats):len(b.floats)]})
+	}
+	if c.bad || len(c.b) > 0 {
+		return fmt.Errorf("%w: it does not end with its samples", ErrRecord)
+	}
+	return nil
+}
+
+func (f Floats) definition(id uint64) *definition {
+	at := id / uint64(len(definitionPage{}))
+	if at >= uint64(len(f.pages)) || f.pages[at] == nil {
+		return nil
+	}
+	return f.pages[at][id%uint64(len(definitionPage{}))].Load()
+}
+
+// cursor reads from b; once something is not there, it is bad and everything is zero.
+type cursor struct {
+	b   []byte
+	bad bool
+}
+
+func (c *cursor) uvarint() uint64 {
+	if len(c.b) > 0 && c.b[0] < 0x80 {
+		v := uint64(c.b[0])
+		c.b = c.b[1:]
+		return v
+	}
+	v, n := binary.Uvarint(c.b)
+	if n <= 0 {
+		c.bad, c.b = true, nil
+		return 0
+	}
+	c.b = c.b[n:]
+	return v
+}
+
+func (c *cursor) varint() int64 {
+	u := c.uvarint()
+	return int64(u>>1) ^ -int64(u&1)
+}
+
+func (c *cursor) bytes(n uint64) []byte {
+	if n > uint64(len(c.b)) {
+		c.bad, c.b = true, nil
+		return nil
+	}
+	out := c.b[:n:n]
+	c.b = c.b[n:]
+	return out
+}
+
+func (c *cursor) fixed64() uint64 {
+	raw := c.bytes(8)
+	if c.bad {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(raw)
+}

@@ -1,0 +1,164 @@
+package speed
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"math/rand"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace/millrace/pkg/ingest"
+)
+
+// floatsBatch is a batch of a few of many series, some of them twice.
+func floatsBatch(r *rand.Rand, at int64) *ingest.Batch {
+	b := &ingest.Batch{}
+	for range 1 + r.Intn(20) {
+		var samples []sample
+		for range 1 + r.Intn(3) {
+			samples = append(samples, sample{t: at + r.Int63n(1000) - 500, v: math.Float64frombits(r.Uint64() &^ (1 << 62))})
+		}
+		b.Series = append(b.Series, in(lset("__name__", "m", "series", fmt.Sprint(r.Intn(100))), samples...))
+	}
+	return b
+}
+
+// log appends batches to a generation and returns their records.
+func logged(g *Generation, batches ...*ingest.Batch) [][]byte {
+	var log [][]byte
+	for i, b := range batches {
+		g.Resolve(b)
+		rec := g.Record(b)
+		log = append(log, bytes.Clone(rec.Bytes))
+		rec.Written()
+		rec.Release()
+		g.Append(uint64(i), b)
+	}
+	return log
+}
+
+func TestRecordsSayWhatWasAppended(t *testing.T) {
+	r := rand.New(rand.NewSource(1))
+	for round := range 20 {
+		g := NewGeneration(Options{Shards: 4})
+		var batches []*ingest.Batch
+		for i := range 50 {
+			batches = append(batches, floatsBatch(r, int64(i)*1000))
+		}
+		log := logged(g, batches...)
+		again := NewGeneration(Options{Shards: 1 << (round % 5)})
+		reader := NewRecordReader(again)
+		var wg sync.WaitGroup
+		for i, rec := range log {
+			floats, err := reader.Define(rec)
+			require.NoError(t, err)
+			wg.Go(func() { require.NoError(t, floats.Apply(uint64(i))) })
+		}
+		wg.Wait()
+		require.Equal(t, query(t, g, minTime, maxTime, all()), query(t, again, minTime, maxTime, all()))
+	}
+}
+
+func TestRecordDefinesASeriesUntilItIsWritten(t *testing.T) {
+	g := NewGeneration(Options{})
+	b := batch(in(lset("__name__", "m"), sample{t: 1, v: 1}))
+	g.Resolve(b)
+	first, second := g.Record(b), g.Record(b)
+	require.Equal(t, first.Bytes, second.Bytes, "the first may yet be lost")
+	second.Written()
+	third := g.Record(b)
+	require.Less(t, len(third.Bytes), len(first.Bytes))
+
+	reader := NewRecordReader(NewGeneration(Options{}))
+	floats, err := reader.Define(third.Bytes)
+	require.NoError(t, err)
+	require.ErrorIs(t, floats.Apply(0), ErrRecord)
+	floats, err = reader.Define(second.Bytes)
+	require.NoError(t, err)
+	require.NoError(t, floats.Apply(1))
+	floats, err = reader.Define(third.Bytes)
+	require.NoError(t, err)
+	require.NoError(t, floats.Apply(2), "the index of what could not be applied was given up")
+}
+
+func TestResolveOfAnotherGenerationsReferences(t *testing.T) {
+	old, g := NewGeneration(Options{}), NewGeneration(Options{})
+	for i := range 300 { // So that references differ.
+		old.Append(uint64(i), batch(in(lset("__name__", "other", "i", fmt.Sprint(i)), sample{t: 1})))
+	}
+	b := batch(in(lset("__name__", "m"), sample{t: 1, v: 1}))
+	old.Resolve(b)
+	g.Resolve(b)
+	g.Append(0, b)
+	require.Len(t, query(t, g, minTime, maxTime, all()), 1)
+	require.EqualValues(t, 1, g.Stats().Series)
+}
+
+// A series is registered once, whoever comes first, and every record can be read.
+func TestResolveConcurrently(t *testing.T) {
+	g := NewGeneration(Options{})
+	var mu sync.Mutex
+	var log [][]byte
+	var wg sync.WaitGroup
+	for worker := range 4 {
+		wg.Go(func() {
+			r := rand.New(rand.NewSource(int64(worker)))
+			for range 100 {
+				b := floatsBatch(r, int64(worker)*1e6)
+				g.Resolve(b)
+				rec := g.Record(b)
+				mu.Lock()
+				index := uint64(len(log))
+				log = append(log, bytes.Clone(rec.Bytes))
+				mu.Unlock()
+				rec.Written()
+				rec.Release()
+				g.Append(index, b)
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, 100, g.Stats().Series)
+	again := NewGeneration(Options{})
+	reader := NewRecordReader(again)
+	for i, rec := range log {
+		floats, err := reader.Define(rec)
+		require.NoError(t, err)
+		require.NoError(t, floats.Apply(uint64(i)))
+	}
+	require.Equal(t, query(t, g, minTime, maxTime, all()), query(t, again, minTime, maxTime, all()))
+}
+
+func TestCanRecord(t *testing.T) {
+	withST := batch(in(lset("__name__", "m"), sample{t: 2, st: 1, v: 1}))
+	require.True(t, NewGeneration(Options{}).CanRecord(withST), "start timestamps are not kept anyway")
+	require.False(t, NewGeneration(Options{StartTimestamps: true}).CanRecord(withST))
+	require.True(t, NewGeneration(Options{StartTimestamps: true}).CanRecord(batch(in(lset("__name__", "m"), sample{t: 2, v: 1}))))
+}
+
+// FuzzRecordReader: a damaged record is an error, and what is read is a batch of series with keys.
+func FuzzRecordReader(f *testing.F) {
+	r := rand.New(rand.NewSource(1))
+	for _, rec := range logged(NewGeneration(Options{}), floatsBatch(r, 0), floatsBatch(r, 1000), floatsBatch(r, 2000)) {
+		f.Add(rec, rec)
+	}
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		g := NewGeneration(Options{Shards: 1})
+		reader := NewRecordReader(g)
+		for i, rec := range [][]byte{first, second} {
+			floats, err := reader.Define(rec)
+			if err != nil {
+				require.ErrorIs(t, err, ErrRecord)
+				g.Skip(uint64(i))
+				continue
+			}
+			if err := floats.Apply(uint64(i)); err != nil {
+				require.ErrorIs(t, err, ErrRecord)
+			}
+		}
+		query(t, g, minTime, maxTime, all())
+	})
+}
