@@ -86,8 +86,6 @@ type Series struct {
 	Floats     []Float
 	Histograms []Histogram
 	Exemplars  []Exemplar
-	// Metadata is what a v2 request says about this series; zero if nothing.
-	Metadata Metadata
 }
 
 // Known finds series that were accepted before by their keys. A key that is found is canonical and need not be judged again.

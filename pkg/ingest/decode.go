@@ -217,7 +217,7 @@ func (d *decoder) addSeries(base uint32, s Series, meta *Metadata) error {
 		}
 	}
 	if meta != nil {
-		if err := d.describe(&s, meta); err != nil {
+		if err := d.describe(*meta); err != nil {
 			return err
 		}
 	}

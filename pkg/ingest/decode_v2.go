@@ -358,17 +358,15 @@ func (d *decoder) exemplarV2(b []byte) error {
 
 // describe notes what the request says about the open series' metric: once per
 // family, as a rule, though it is said with every series.
-func (d *decoder) describe(s *Series, m *Metadata) error {
+func (d *decoder) describe(m Metadata) error {
 	name := d.nameSymbol()
 	if at := name.family; at > 0 {
 		if old := &d.b.Metadata[at-1]; old.Type == m.Type && old.Help == m.Help && old.Unit == m.Unit {
-			s.Metadata = *old
 			return nil
 		}
 	}
-	s.Metadata = *m
-	s.Metadata.Family = familyName(d.bytes(*name), m.Type)
-	at, err := d.gather(s.Metadata)
+	m.Family = familyName(d.bytes(*name), m.Type)
+	at, err := d.gather(m)
 	name.family = uint32(at) + 1
 	return err
 }

@@ -22,8 +22,8 @@
 // while it applies one request's part; readers hold it for reading while they copy slice headers and the bytes of open
 // chunks, never while they evaluate matchers, sort or encode. What can be reached without it is never changed again: closed
 // chunks, labels, and the elements of the append-only lists below the length that was seen under the lock. At most one
-// shard's lock is held at a time, except that, on a series' first sample, the previous generation's registry is read under the
-// lock of the new one; locks are taken from newer to older generations only.
+// shard's lock is held at a time. Series are found without it (see registry): while a request is decoded, and in the previous
+// generation on a series' first sample.
 //
 // # Samples
 //
@@ -34,7 +34,8 @@
 //
 // # Memory
 //
-// Labels and keys are strings of the garbage collector: they outlive the generation where a query or the next generation
-// still uses them. Chunks are slices of pages without pointers, equally kept alive by those who read them. So nothing needs
-// to be closed; a generation is freed when nobody refers to it any more.
+// Labels are strings of the garbage collector: they outlive the generation where a query or the next generation still uses
+// them. Closed chunks are slices of pages without pointers, equally kept alive by those who read them; open ones are chains of
+// blocks in such pages, which readers copy. So nothing needs to be closed; a generation is freed when nobody refers to it any
+// more.
 package speed
