@@ -154,3 +154,29 @@ func TestARestartReplaysWhatWasAccepted(t *testing.T) {
 	require.NoError(t, e.RunBatch(t.Context()))
 	require.Equal(t, want, read(t, e, serving.Batch, "a", now, time.Hour))
 }
+
+// A generation that goes on after a restart goes on in its log, and series have the names there that they had.
+func TestRestartsGoOnInTheSameLog(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Now().UnixMilli()
+	want := map[string][]point{}
+	for round := range 4 {
+		e := newEngine(t, testConfig(t, dir))
+		e.Start(http.NotFoundHandler())
+		<-e.Opened()
+		for series, points := range want {
+			require.Equal(t, points, read(t, e, serving.Speed, series, now+1000, time.Hour), "round %d, series %s", round, series)
+		}
+		for i := range 5 {
+			// One of them is new.
+			series, p := strconv.Itoa(round+i), point{now + int64(10*round+i), float64(100*round + i)}
+			write(t, e, series, p)
+			want[series] = append(want[series], p)
+		}
+		require.EqualValues(t, len(want), e.activeGeneration().mem.Stats().Series)
+		stopEngine(t, e)
+		logs, err := os.ReadDir(filepath.Join(dir, walDir))
+		require.NoError(t, err)
+		require.Len(t, logs, 1)
+	}
+}

@@ -39,7 +39,7 @@ type Generation struct {
 	shards          []shard
 	regs            registries
 	previous        atomic.Pointer[registries]
-	ids             atomic.Uint32 // Of the series to come.
+	ids             atomic.Uint32 // That were given to series in the log.
 
 	series, samples, late, duplicates, bytes atomic.Int64
 	minTime, maxTime                         atomic.Int64

@@ -1,6 +1,7 @@
 package speed
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -22,8 +23,9 @@ import (
 //	series       uvarint number; each: varint id less that of the one before,
 //	             uvarint number of floats, each: varint time in ms less that of the one before, value (8 bytes, little endian)
 //
-// Ids count the series of a generation. A record defines every id that it uses and that no record defines which was in the log
-// before it was encoded; so whoever reads the log in order knows them all.
+// Ids count from 1 and mean the same in the whole log, also when the generation is continued after it was read back. A record
+// defines every id that it uses and that no record defines which was in the log before it was encoded; so whoever reads the log in
+// order knows them all.
 const RecordFloats = 2
 
 // CanRecord says whether a record of floats holds all of a batch that is to be kept, but for its metadata.
@@ -95,7 +97,7 @@ func (g *Generation) Record(b *ingest.Batch) *Record {
 	id, t := int64(0), int64(0)
 	for i := range b.Series {
 		in := &b.Series[i]
-		next := int64(g.identity(in).id)
+		next := int64(g.identity(in).id.Load())
 		dst = binary.AppendVarint(dst, next-id)
 		dst = binary.AppendUvarint(dst, uint64(len(in.Floats)))
 		id = next
@@ -119,8 +121,11 @@ func (r *Record) define(g *Generation, b *ingest.Batch) int {
 		if id.recorded.Load() {
 			continue
 		}
+		if id.id.Load() == 0 {
+			id.id.CompareAndSwap(0, g.ids.Add(1)) // or somebody else has
+		}
 		r.defines = append(r.defines, id)
-		r.buf = binary.AppendUvarint(r.buf, uint64(id.id))
+		r.buf = binary.AppendUvarint(r.buf, uint64(id.id.Load()))
 		r.buf = binary.AppendUvarint(r.buf, uint64(len(in.Key)))
 		r.buf = append(r.buf, in.Key...)
 	}
@@ -154,14 +159,17 @@ func (g *Generation) identity(in *ingest.Series) *identity {
 // RecordReader reads a log's records of floats. Define is for one goroutine, which reads the log in order; what it returns may be
 // applied by others.
 type RecordReader struct {
-	g     *Generation
-	pages []*definitionPage // By id; nil where nothing is defined.
+	g       *Generation
+	pages   []*definitionPage // By id; nil where nothing is defined.
+	records uint64
 }
 
 type definitionPage [1 << 10]atomic.Pointer[definition]
 
 // definition is a series as a record defines it.
 type definition struct {
+	id   uint32
+	from uint64 // The record that defines it, counted.
 	key  []byte
 	hash uint64
 	ref  atomic.Uint32 // In the reader's generation, once it is known.
@@ -175,13 +183,15 @@ var ErrRecord = errors.New("corrupt record of floats")
 
 // Floats are what a record holds beside its definitions.
 type Floats struct {
-	g     *Generation
-	pages []*definitionPage
-	rec   cursor
+	g      *Generation
+	pages  []*definitionPage
+	record uint64
+	rec    cursor
 }
 
 // Define takes over the definitions of a record, which must not change as long as the reader is in use.
 func (r *RecordReader) Define(rec []byte) (Floats, error) {
+	r.records++
 	c := cursor{b: rec}
 	kind := c.bytes(1)
 	if c.bad || kind[0] != RecordFloats {
@@ -190,19 +200,19 @@ func (r *RecordReader) Define(rec []byte) (Floats, error) {
 	for n := c.uvarint(); n > 0 && !c.bad; n-- {
 		id := c.uvarint()
 		key := c.bytes(c.uvarint())
-		if c.bad || id > math.MaxUint32 || !ingest.IsKey(key) {
+		if c.bad || id == 0 || id > math.MaxUint32 || !ingest.IsKey(key) || !r.define(uint32(id), key) {
 			return Floats{}, fmt.Errorf("%w: definition of series %d", ErrRecord, id)
 		}
-		r.define(int(id), key)
 	}
 	if c.bad {
 		return Floats{}, fmt.Errorf("%w: it ends within its definitions", ErrRecord)
 	}
-	return Floats{g: r.g, pages: r.pages, rec: c}, nil
+	return Floats{g: r.g, pages: r.pages, record: r.records, rec: c}, nil
 }
 
-func (r *RecordReader) define(id int, key []byte) {
-	at := id / len(definitionPage{})
+// define says whether the id does not mean another series already.
+func (r *RecordReader) define(id uint32, key []byte) bool {
+	at := int(id) / len(definitionPage{})
 	if missing := at + 1 - len(r.pages); missing > 0 {
 		r.pages = append(r.pages, make([]*definitionPage, missing)...)
 	}
@@ -210,9 +220,13 @@ func (r *RecordReader) define(id int, key []byte) {
 		r.pages = slices.Clone(r.pages) // Whoever has the list so far does not need the page.
 		r.pages[at] = &definitionPage{}
 	}
-	if slot := &r.pages[at][id%len(definitionPage{})]; slot.Load() == nil {
-		slot.Store(&definition{key: key, hash: xxhash.Sum64(key)})
+	slot := &r.pages[at][int(id)%len(definitionPage{})]
+	if old := slot.Load(); old != nil {
+		return bytes.Equal(old.key, key)
 	}
+	slot.Store(&definition{id: id, from: r.records, key: key, hash: xxhash.Sum64(key)})
+	r.g.ids.Store(max(r.g.ids.Load(), id))
+	return true
 }
 
 // replayed is a batch that was read from a record.
@@ -235,9 +249,13 @@ func (f Floats) Apply(index uint64) error {
 	}
 	f.g.Append(index, &b.batch)
 	for i, d := range b.learned {
-		if b.batch.Series[i].Ref == 0 {
-			ref, _ := f.g.Find(d.hash, d.key)
-			d.ref.Store(ref)
+		if in := &b.batch.Series[i]; in.Ref == 0 {
+			in.Ref, _ = f.g.Find(d.hash, d.key)
+			id := f.g.identity(in)
+			if id.id.CompareAndSwap(0, d.id) {
+				id.recorded.Store(true)
+			}
+			d.ref.Store(in.Ref)
 		}
 	}
 	return nil
@@ -276,12 +294,17 @@ func (b *replayed) decode(f Floats) error {
 	return nil
 }
 
+// definition returns what an id means in the record; nil if nothing. What a later record says of it does not count: where a
+// definition was lost, the id may have been given again.
 func (f Floats) definition(id uint64) *definition {
 	at := id / uint64(len(definitionPage{}))
 	if at >= uint64(len(f.pages)) || f.pages[at] == nil {
 		return nil
 	}
-	return f.pages[at][id%uint64(len(definitionPage{}))].Load()
+	if d := f.pages[at][id%uint64(len(definitionPage{}))].Load(); d != nil && d.from <= f.record {
+		return d
+	}
+	return nil
 }
 
 // cursor reads from b; once something is not there, it is bad and everything is zero.

@@ -62,6 +62,37 @@ func TestRecordsSayWhatWasAppended(t *testing.T) {
 	}
 }
 
+// A generation that was read back goes on in the same log.
+func TestRecordsOfAContinuedGeneration(t *testing.T) {
+	r := rand.New(rand.NewSource(2))
+	var log [][]byte
+	var batches []*ingest.Batch
+	for range 3 {
+		g := NewGeneration(Options{})
+		reader := NewRecordReader(g)
+		for i, rec := range log {
+			floats, err := reader.Define(rec)
+			require.NoError(t, err)
+			require.NoError(t, floats.Apply(uint64(i)))
+		}
+		want := NewGeneration(Options{})
+		for i, b := range batches {
+			b.Known = nil
+			want.Append(uint64(i), b)
+		}
+		require.Equal(t, query(t, want, minTime, maxTime, all()), query(t, g, minTime, maxTime, all()))
+		for range 10 {
+			b := floatsBatch(r, int64(len(batches))*1000)
+			g.Resolve(b)
+			rec := g.Record(b)
+			g.Append(uint64(len(log)), b)
+			log, batches = append(log, bytes.Clone(rec.Bytes)), append(batches, b)
+			rec.Written()
+			rec.Release()
+		}
+	}
+}
+
 func TestRecordDefinesASeriesUntilItIsWritten(t *testing.T) {
 	g := NewGeneration(Options{})
 	b := batch(in(lset("__name__", "m"), sample{t: 1, v: 1}))
@@ -82,6 +113,29 @@ func TestRecordDefinesASeriesUntilItIsWritten(t *testing.T) {
 	floats, err = reader.Define(third.Bytes)
 	require.NoError(t, err)
 	require.NoError(t, floats.Apply(2), "the index of what could not be applied was given up")
+}
+
+// Where a definition was lost and the id was given to another series, records from before speak of neither.
+func TestLateDefinitionIsNotUsedByEarlierRecords(t *testing.T) {
+	records := func(series string) (defines, uses []byte) {
+		g := NewGeneration(Options{})
+		log := logged(g, batch(in(lset("__name__", series), sample{t: 1, v: 1})), batch(in(lset("__name__", series), sample{t: 2, v: 2})))
+		return log[0], log[1]
+	}
+	_, lost := records("lost")
+	defines, _ := records("other")
+	g := NewGeneration(Options{})
+	reader := NewRecordReader(g)
+	before, err := reader.Define(defines[:0:0])
+	require.ErrorIs(t, err, ErrRecord)
+	require.Zero(t, before)
+	early, err := reader.Define(lost)
+	require.NoError(t, err)
+	late, err := reader.Define(defines)
+	require.NoError(t, err)
+	require.NoError(t, late.Apply(0))
+	require.ErrorIs(t, early.Apply(1), ErrRecord)
+	require.Len(t, query(t, g, minTime, maxTime, all())[`{__name__="other"}`], 1)
 }
 
 func TestResolveOfAnotherGenerationsReferences(t *testing.T) {

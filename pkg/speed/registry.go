@@ -16,12 +16,12 @@ const (
 	pageSize = 1 << pageBits
 )
 
-// identity is what a series is known by. But for recorded, it is never changed after it was published in the registry.
+// identity is what a series is known by. Hash and labels are never changed after it was published in the registry.
 type identity struct {
 	hash     uint64 // Of the key; see ingest.Series. The key itself is not kept: the labels say the same.
 	labels   labels.Labels
-	id       uint32      // Counts the series of the generation.
-	recorded atomic.Bool // The log has a record that defines the series by its id.
+	id       atomic.Uint32 // Under which records of the log speak of the series; 0 before the first does.
+	recorded atomic.Bool   // The log has a record that defines the id.
 }
 
 // registry finds a shard's series by the hash and bytes of their keys. References count up from 0. It is apart from the
@@ -66,7 +66,7 @@ func (r *registry) find(hash uint64, key []byte) (uint32, bool) {
 }
 
 // add registers a series that find did not find under the lock, which the caller holds for writing.
-func (r *registry) add(hash uint64, ls labels.Labels, id uint32) uint32 {
+func (r *registry) add(hash uint64, ls labels.Labels) uint32 {
 	if table := r.slots.Load(); table == nil || 4*(int(r.n)+1) > 3*len(*table) {
 		r.grow()
 	}
@@ -75,7 +75,7 @@ func (r *registry) add(hash uint64, ls labels.Labels, id uint32) uint32 {
 		r.addPage()
 	}
 	entry := r.at(ref)
-	entry.hash, entry.labels, entry.id = hash, ls, id
+	entry.hash, entry.labels = hash, ls
 	r.n++
 	place(*r.slots.Load(), hash, ref)
 	return ref

@@ -63,7 +63,7 @@ func (sh *shard) create(g *Generation, in *ingest.Series, w *writer) uint32 {
 	} else {
 		ls = ingest.KeyLabels(in.Key)
 	}
-	ref := sh.reg.add(in.Hash, ls, g.ids.Add(1)-1)
+	ref := sh.reg.add(in.Hash, ls)
 	if ref&(pageSize-1) == 0 {
 		sh.pages = append(sh.pages, new([pageSize]series))
 	}
