@@ -1,59 +1,108 @@
 #!/usr/bin/env bash
-# Loads Millrace and, if PROMETHEUS names one, a Prometheus, one after the other, and prints what it cost the server.
+# Loads Millrace, and those of its peers that are named, one after the other, and prints what it cost each as a Markdown table.
 #
-# Settings by environment: TSLOAD=tsload PROMETHEUS= SERIES=100000 SCRAPES=60 PROTO=1 FRESH=1000
+#   TSLOAD=tsload PROMETHEUS=path VICTORIAMETRICS=path bench/run.sh [CASE…]
+#
+# A case is SHAPE,SERIES,SCRAPES,PROTOCOL,LATE; without any, those of README.md. FRESH=1000 is the number of writes that are waited for.
+# With SETTLE=1 the table says what the work behind a load costs, until the batch jobs have run (peers: 15 s), and what is left on the disk.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-: "${TSLOAD:=tsload}" "${PROMETHEUS:=}" "${SERIES:=100000}" "${SCRAPES:=60}" "${PROTO:=1}" "${FRESH:=1000}"
+: "${TSLOAD:=tsload}" "${PROMETHEUS:=}" "${VICTORIAMETRICS:=}" "${FRESH:=1000}" "${SETTLE:=}"
+[ $# -gt 0 ] || set -- node,100000,60,1,0 iot,200000,30,1,0 node,100000,60,2,0 node,1000000,12,1,0 node,100000,60,1,0.2 iot,200000,30,1,0.2
 work=$(mktemp -d)
+pid=
 trap 'kill -9 $pid 2>/dev/null || true; rm -rf "$work"' EXIT
-end=$(($(date +%s) / 60 * 60)) start=$(($(date +%s) / 60 * 60 - (SCRAPES - 1) * 15))
+printf 'storage: {tsdb: {out_of_order_time_window: 2h}}\n' >"$work/prometheus.yml"
 
 cpu() { awk -v hz="$(getconf CLK_TCK)" '{print ($14 + $15) / hz}' "/proc/$pid/stat"; }
 rss() { awk '$1 == "VmRSS:" {print $2 * 1024}' "/proc/$pid/status"; }
+calc() { awk "BEGIN {printf \"$1\", $2}"; }
+now() { date +%s.%N; }
+
+# launch starts a server of the given name on an address of its own, with its data below $work.
 launch() {
+  local data=$work/$1
+  case $1 in
+  millrace) set -- "$root/bin/millrace" serve --storage.path="$data" --web.listen-address=127.0.0.1:9491 --self.scrape-interval=0s ;;
+  prometheus) set -- "$PROMETHEUS" --config.file="$work/prometheus.yml" --storage.tsdb.path="$data" --web.listen-address=127.0.0.1:9491 --web.enable-remote-write-receiver ;;
+  victoriametrics) set -- "$VICTORIAMETRICS" -storageDataPath="$data" -httpListenAddr=127.0.0.1:9491 -search.latencyOffset=0s -retentionPeriod=100y -search.disableCache ;;
+  esac
   "$@" >>"$work/log" 2>&1 &
   pid=$!
 }
-# The number of series at the end of the load, once the server answers.
+base=http://127.0.0.1:9491
+
+answers() { curl -sf -o /dev/null --max-time 20 "$base/api/v1/query?query=1"; }
+
+# full waits until every series of the last scrape is there.
 full() {
-  for _ in $(seq 1200); do
-    n=$(curl -sf --max-time 60 "$base/api/v1/query?query=count(%7B__name__%21%3D%22%22%7D)&time=$end" | sed -n 's/.*,"\([0-9]*\)"\].*/\1/p') || n=
-    [ "${n:-0}" -ge "$SERIES" ] && return
-    sleep 0.05
+  for _ in $(seq 2400); do
+    local n
+    n=$(curl -sf --max-time 120 "$base/api/v1/query?query=count(%7B__name__%21%3D%22%22%7D)&time=$end" | sed -n 's/.*,"\([0-9]*\)"\].*/\1/p') || n=
+    [ "${n:-0}" -ge "$series" ] && return
+    sleep 0.02
   done
-  echo "$name: the series are not there" >&2
+  echo "the series are not there" >&2
+  tail -5 "$work/log" >&2
   exit 1
 }
 
-measure() {
-  name=$1 base=$2
-  shift 2
-  launch "$@"
-  until curl -sf -o /dev/null "$base/-/ready"; do sleep 0.1; done
-  before=$(cpu)
-  n=$("$TSLOAD" write --url "$base/api/v1/write" --shape node --series "$SERIES" --scrapes "$SCRAPES" --start "$start" --proto "$PROTO" | sed -n 's/.*samples=\([0-9]*\).*/\1/p')
-  echo "$name samples=$n samples_per_cpu_s=$(awk -v n="$n" -v a="$before" -v b="$(cpu)" 'BEGIN {printf "%d", n / (b - a)}') rss_per_series=$(($(rss) / SERIES))"
-  "$TSLOAD" freshness --write-url "$base/api/v1/write" --url "$base" --runs "$FRESH" 2>&1 | sed "s/^/$name /"
-  full
-  t=$(date +%s.%N)
-  full
-  warm=$(awk -v a="$t" -v b="$(date +%s.%N)" 'BEGIN {print b - a}')
-  kill -9 "$pid" && wait "$pid" 2>/dev/null || true
-  t=$(date +%s.%N)
-  launch "$@"
-  full
-  echo "$name restart_s=$(awk -v a="$t" -v b="$(date +%s.%N)" -v w="$warm" 'BEGIN {printf "%.2f", b - a - w}') warm_query_s=$warm"
-  if [ "$name" = millrace ]; then
-    curl -sf -o /dev/null -X POST "$base/api/v1/batch/run"
-    curl -s "$base/api/v1/layers" | sed 's/},{/}\n{/g' | awk -F'[:,]' '/"level":[1-9]/ {for (i = 1; i < NF; i++) {if ($i ~ /"samples"/) s += $(i + 1); if ($i ~ /"bytes"/) b += $(i + 1)}} END {printf "millrace bucket_bytes_per_sample=%.2f\n", b / s}'
+# settle waits until a server has done its work behind the load.
+settle() {
+  if [ "$1" = millrace ]; then
+    curl -sf -o /dev/null -X POST --max-time 600 "$base/api/v1/batch/run"
+  else
+    sleep 15
   fi
+}
+
+# measure loads one server and prints its row.
+measure() {
+  local name=$1 before loaded samples seen t warm restart
+  rm -rf "${work:?}/$name"
+  launch "$name"
+  until answers; do sleep 0.05; done
+  before=$(cpu)
+  samples=$("$TSLOAD" write --url "$base/api/v1/write" --shape "$shape" --series "$series" --scrapes "$scrapes" --start "$start" --proto "$proto" --late "$late" | sed -n 's/.*samples=\([0-9]*\).*/\1/p')
+  loaded=$(calc %d "$samples / ($(cpu) - $before)")
+  local memory
+  memory=$(calc %.2f "$(rss) / $series / 1000")
+  local row
+  row="| $shape $series × $scrapes, v$proto$([ "$late" = 0 ] || echo ", late $late") | $name | $loaded | $memory"
+  if [ -n "$SETTLE" ]; then
+    settle "$name"
+    echo "$row | $(calc %d "$samples / ($(cpu) - $before)") | $(calc %.2f "$(du -sb "$work/$name" | cut -f1) / $samples") |"
+    kill "$pid" && wait "$pid" 2>/dev/null || true
+    return
+  fi
+  full
+  seen=-
+  if [ "$name" != victoriametrics ]; then
+    seen=$("$TSLOAD" freshness --write-url "$base/api/v1/write" --url "$base" --runs "$FRESH" 2>&1 | sed -n 's/.*p50_ms=\([0-9.]*\) p99_ms=\([0-9.]*\).*/\1 \/ \2/p')
+  fi
+  t=$(now)
+  full
+  warm=$(calc %f "$(now) - $t")
+  kill -9 "$pid" && wait "$pid" 2>/dev/null || true
+  t=$(now)
+  launch "$name"
+  full
+  restart=$(calc %.2f "$(now) - $t - $warm")
+  echo "$row | $seen | $restart | $(calc %.0f "1000 * $warm") |"
   kill "$pid" && wait "$pid" 2>/dev/null || true
 }
 
-measure millrace http://127.0.0.1:9491 "$root/bin/millrace" serve --storage.path="$work/millrace" --web.listen-address=127.0.0.1:9491 --self.scrape-interval=0s
-if [ -n "$PROMETHEUS" ]; then
-  printf 'storage: {tsdb: {out_of_order_time_window: 2h}}\n' >"$work/prometheus.yml"
-  measure prometheus http://127.0.0.1:9490 "$PROMETHEUS" --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/prometheus" \
-    --web.listen-address=127.0.0.1:9490 --web.enable-remote-write-receiver
+if [ -n "$SETTLE" ]; then
+  echo "| load | server | samples per CPU second | RSS per series, kB | samples per CPU second, settled | disk, bytes per sample |"
+  echo "| --- | --- | ---: | ---: | ---: | ---: |"
+else
+  echo "| load | server | samples per CPU second | RSS per series, kB | write to visible p50 / p99, ms | kill -9 to full answer, s | that query warm, ms |"
+  echo "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
 fi
+for case in "$@"; do
+  IFS=, read -r shape series scrapes proto late <<<"$case"
+  end=$(($(date +%s) / 60 * 60)) start=$(($(date +%s) / 60 * 60 - (scrapes - 1) * 15))
+  measure millrace
+  [ -z "$PROMETHEUS" ] || measure prometheus
+  [ -z "$VICTORIAMETRICS" ] || [ "$proto" = 2 ] || measure victoriametrics
+done

@@ -126,7 +126,7 @@ func (c *Config) Flags(cmd flagger) {
 	durationVar(cmd.Flag("batch.deletion-delay", "How long a superseded block stays in the bucket."), time.Hour, &c.Batch.DeletionDelay)
 
 	durationVar(cmd.Flag("self.scrape-interval", "How often the engine stores its own metrics; 0 is never."), 15*time.Second, &c.SelfScrape)
-	bytesVar(cmd.Flag("memory.limit", "Soft limit of the process's memory; 0 is nine tenths of what the machine or container has."), 0, &c.MemoryLimit)
+	bytesVar(cmd.Flag("memory.limit", "Soft limit of the process's memory, half of which may hold samples; 0 is nine tenths of what the machine or container has."), 0, &c.MemoryLimit)
 	cmd.Flag("log.level", "Least severity of messages that are logged: debug, info, warn or error.").Default("info").EnumVar(&c.LogLevel, "debug", "info", "warn", "error")
 	cmd.Flag("log.format", "Format of log messages: logfmt or json.").Default("logfmt").EnumVar(&c.LogFormat, "logfmt", "json")
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/millrace/millrace/pkg/block"
@@ -155,6 +156,7 @@ func (e *Engine) flush(ctx context.Context, g *generation) ([]*localBlock, error
 		e.report("log sync", nil)
 	}
 	e.measureDisk()
+	debug.FreeOSMemory() // a generation goes at once, not as the collector gets round to it
 	return blocks, nil
 }
 

@@ -3,6 +3,7 @@ package speed
 import (
 	"math"
 	"math/bits"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -13,7 +14,7 @@ import (
 type Options struct {
 	// Number is the generation's place in the order of generations.
 	Number uint64
-	// Shards is rounded up to a power of two; 0 means 16.
+	// Shards is rounded up to a power of two; 0 means twice as many as there are processors, from 4 to 64.
 	Shards int
 	// FirstIndex is the index of the first request.
 	FirstIndex uint64
@@ -26,10 +27,9 @@ type Options struct {
 	Metrics *Metrics
 }
 
-const (
-	defaultShards = 16
-	maxShards     = 1 << 12
-)
+const maxShards = 1 << 12
+
+func defaultShards() int { return min(max(4, 2*runtime.GOMAXPROCS(0)), 64) }
 
 // Generation holds everything that arrived between two seals. All methods may be called at the same time.
 type Generation struct {
@@ -49,7 +49,7 @@ type Generation struct {
 func NewGeneration(o Options) *Generation {
 	n := o.Shards
 	if n <= 0 {
-		n = defaultShards
+		n = defaultShards()
 	}
 	n = 1 << bits.Len(uint(min(n, maxShards)-1))
 	g := &Generation{
