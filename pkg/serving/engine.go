@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/prometheus/util/stats"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/merge"
 )
 
 // maxOperators bounds the tokens of an expression that can nest it. Prometheus's parser takes time with the square of the depth: half
@@ -331,6 +332,9 @@ type plannedQuerier struct {
 
 func (p *plannedQuerier) Select(ctx context.Context, sorted bool, hints *storage.SelectHints, ms ...*labels.Matcher) storage.SeriesSet {
 	ctx = context.WithValue(withBudget(ctx, p.query.budget), planKey{}, p.query.plan)
+	if p.query.plan.newestOnly(hints) {
+		ctx = merge.WithNewest(ctx)
+	}
 	return p.Querier.Select(ctx, sorted, hints, ms...)
 }
 

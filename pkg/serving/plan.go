@@ -81,6 +81,12 @@ type plan struct {
 	unbounded bool
 }
 
+// newestOnly says whether a selector is evaluated once, at the end of what it asks for, and looks back no further than any instant selector:
+// then the newest sample of a series is all that the engine looks at.
+func (p *plan) newestOnly(hints *storage.SelectHints) bool {
+	return hints != nil && hints.Step == 0 && hints.Range == 0 && hints.Func != "info" && hints.End-hints.Start < p.lookback
+}
+
 // steps is the times at which a part of an expression is evaluated.
 type steps struct {
 	n        int64
@@ -403,6 +409,11 @@ func (e *estimator) charge(b *Budget, lset labels.Labels, parts []storage.ChunkS
 	return b.add(int64(lset.ByteSize())+seriesOverhead+points*pointSize+size, 1, e.points+e.room)
 }
 
+// extended is a series of floats that knows the range of its chunks, in milliseconds, and the number of their samples without reading them.
+type extended interface {
+	Extent() (mint, maxt int64, samples int, ok bool)
+}
+
 // manyPoints is above what it is worth to look at all chunks of a series to see for how much of the time it has any.
 const manyPoints = 64
 
@@ -412,6 +423,15 @@ func (e *estimator) measure(parts []storage.ChunkSeries) (points, more int64, er
 	extra := int64(-1)
 	first, last, samples := int64(math.MaxInt64), int64(math.MinInt64), int64(0)
 	for _, part := range parts {
+		if x, ok := part.(extended); ok {
+			if mint, maxt, n, ok := x.Extent(); ok {
+				if n > 0 {
+					extra = max(extra, 0)
+					first, last, samples = min(first, mint), max(last, maxt), samples+int64(n)
+				}
+				continue
+			}
+		}
 		it := part.Iterator(nil)
 		for it.Next() {
 			meta := it.At()

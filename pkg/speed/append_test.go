@@ -132,7 +132,8 @@ func TestLateChunksInOrderShareALayer(t *testing.T) {
 	found := set.Select(ctx, false, nil, all())
 	require.True(t, found.Next())
 	cs, _ := found.At().(*chunkSeries)
-	snap, err := cs.snapshot()
+	var snap snapshot
+	err = cs.snapshot(&snap)
 	require.NoError(t, err)
 	layers, err := snap.layers(cs.labels, false)
 	require.NoError(t, err)

@@ -1,6 +1,7 @@
 package speed
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
@@ -47,6 +48,11 @@ func (a *arena) add(data []byte, enc chunkenc.Encoding, mint, maxt int64) (chunk
 	ref := chunkRef{mint: mint, maxt: maxt, page: uint32(last), off: uint32(len(page)), size: uint32(len(data)), enc: enc}
 	a.pages[last] = append(page, data...)
 	return ref, grown
+}
+
+// samples is the number of samples of a chunk of floats.
+func (a *arena) samples(c chunkRef) int {
+	return int(binary.BigEndian.Uint16(a.pages[c.page][c.off:]))
 }
 
 // open opens a chunk without copying it; its bytes may be read after the lock was given back.

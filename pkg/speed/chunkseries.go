@@ -24,18 +24,24 @@ type chunkSeries struct {
 type scope struct {
 	mint, maxt int64
 	withST     bool
+	newest     bool // Only each series' newest sample counts.
 }
 
 func (c *chunkSeries) Labels() labels.Labels { return c.labels }
 
 // Iterator takes a snapshot of the series' chunks that reach into the range, and merges late ones in as it is advanced.
-func (c *chunkSeries) Iterator(chunks.Iterator) chunks.Iterator {
-	snap, err := c.snapshot()
-	if err != nil {
+func (c *chunkSeries) Iterator(reuse chunks.Iterator) chunks.Iterator {
+	it, ok := reuse.(*chunkList)
+	if !ok {
+		it = &chunkList{}
+	}
+	snap := snapshot{inOrder: it.metas[:0]}
+	if err := c.snapshot(&snap); err != nil {
 		return failedChunks{err}
 	}
 	if len(snap.late) == 0 && len(snap.buf) == 0 {
-		return storage.NewListChunkSeriesIterator(snap.inOrder...)
+		*it = chunkList{metas: snap.inOrder, i: -1}
+		return it
 	}
 	layers, err := snap.layers(c.labels, c.withST)
 	if err != nil {
@@ -45,6 +51,44 @@ func (c *chunkSeries) Iterator(chunks.Iterator) chunks.Iterator {
 	return merge.Chunks(layers, c.mint, c.maxt, merge.EncodeOptions{StartTimestamps: c.withST})
 }
 
+// chunkList iterates over the chunks of a snapshot. It may be used again for another series.
+type chunkList struct {
+	metas []chunks.Meta
+	i     int
+}
+
+func (l *chunkList) Next() bool {
+	l.i++
+	return l.i < len(l.metas)
+}
+
+func (l *chunkList) At() chunks.Meta { return l.metas[l.i] }
+func (*chunkList) Err() error        { return nil }
+
+// Extent returns the range of a series' chunks that reach into the query's, in milliseconds, and the number of their samples, without
+// copying any. ok is false if that takes more than a look: where there are histograms or late samples.
+func (c *chunkSeries) Extent() (mint, maxt int64, samples int, ok bool) {
+	c.sh.reg.mu.RLock()
+	defer c.sh.reg.mu.RUnlock()
+	s := c.sh.series(c.ref)
+	more := s.rest()
+	if more.enc != nil || more.late != nil {
+		return 0, 0, 0, false
+	}
+	mint, maxt = math.MaxInt64, math.MinInt64
+	for _, r := range more.closed {
+		if r.overlaps(c.mint, c.maxt) {
+			mint, maxt = min(mint, r.mint), r.maxt
+			samples += c.sh.arena.samples(r)
+		}
+	}
+	if s.xor.n > 0 && s.mint <= c.maxt && c.mint <= s.lastT {
+		mint, maxt = min(mint, s.mint), s.lastT
+		samples += int(s.xor.n)
+	}
+	return mint, maxt, samples, true
+}
+
 // snapshot is a series at one moment.
 type snapshot struct {
 	inOrder []chunks.Meta
@@ -52,27 +96,34 @@ type snapshot struct {
 	buf     []lateSample  // A copy.
 }
 
-func (c *chunkSeries) snapshot() (snapshot, error) {
+func (c *chunkSeries) snapshot(snap *snapshot) error {
 	c.sh.reg.mu.RLock()
 	defer c.sh.reg.mu.RUnlock()
 	s := c.sh.series(c.ref)
 	more := s.rest()
-	snap := snapshot{inOrder: make([]chunks.Meta, 0, c.count(more.closed)+1)}
+	if c.newest && s.xor.n > 0 && c.mint <= s.lastT && s.lastT <= c.maxt && more.late == nil {
+		meta, err := openChunk(s.xor.single(), chunkenc.EncXOR, s.lastT, s.lastT)
+		snap.inOrder = append(snap.inOrder, meta)
+		return err
+	}
+	if need := c.count(more.closed) + 1; cap(snap.inOrder) < need {
+		snap.inOrder = make([]chunks.Meta, 0, need)
+	}
 	if err := c.open(more.closed, &snap.inOrder); err != nil {
-		return snap, err
+		return err
 	}
 	if err := c.openHead(s, &snap.inOrder); err != nil {
-		return snap, err
+		return err
 	}
 	if l := more.late; l != nil {
 		if err := c.open(l.chunks, &snap.late); err != nil {
-			return snap, err
+			return err
 		}
 		if len(l.buf) > 0 && l.mint <= c.maxt && c.mint <= l.maxt {
 			snap.buf = slices.Clone(l.buf)
 		}
 	}
-	return snap, nil
+	return nil
 }
 
 func (c *chunkSeries) count(refs []chunkRef) (n int) {

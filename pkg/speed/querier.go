@@ -9,6 +9,8 @@ import (
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb/index"
 	"github.com/prometheus/prometheus/util/annotations"
+
+	"github.com/millrace/millrace/pkg/merge"
 )
 
 // ChunkQuerier returns a querier for the series with samples about [mint, maxt], concurrently with appends: it sees
@@ -35,7 +37,7 @@ func (q *querier) inRange() bool {
 
 // Select returns the series that match. Without matchers these are all series.
 func (q *querier) Select(ctx context.Context, sorted bool, hints *storage.SelectHints, ms ...*labels.Matcher) storage.ChunkSeriesSet {
-	c := &collector{ctx: ctx, scope: &scope{mint: q.mint, maxt: q.maxt, withST: q.g.startTimestamps}, hints: hints}
+	c := &collector{ctx: ctx, scope: &scope{mint: q.mint, maxt: q.maxt, withST: q.g.startTimestamps, newest: merge.NewestOnly(ctx)}, hints: hints}
 	if hints != nil && (hints.Start != 0 || hints.End != 0) {
 		c.mint, c.maxt = max(c.mint, hints.Start), min(c.maxt, hints.End)
 	}

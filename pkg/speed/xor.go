@@ -157,6 +157,14 @@ func (x *xorWriter) bytes(b *blocks, dst []byte) []byte {
 	return append(dst, b.at(x.last)[blockNext:x.pos]...)
 }
 
+// single returns a chunk of the last sample alone.
+func (x *xorWriter) single() []byte {
+	out := make([]byte, xorHeader, xorHeader+binary.MaxVarintLen64+8)
+	binary.BigEndian.PutUint16(out, 1)
+	out = binary.AppendVarint(out, x.t)
+	return binary.BigEndian.AppendUint64(out, x.v)
+}
+
 // close ends the chunk and gives its blocks back.
 func (x *xorWriter) close(b *blocks) {
 	b.give(x.first, x.last)

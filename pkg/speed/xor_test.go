@@ -32,6 +32,11 @@ func requireSameXOR(t testing.TB, x *xorWriter, in []tv) {
 		require.Equal(t, len(chk.Bytes()), x.size())
 		require.Equal(t, int(b.used)*blockSize, grown, "growth is reported")
 	}
+	single := chunkenc.NewXORChunk()
+	app, err = single.Appender()
+	require.NoError(t, err)
+	app.Append(0, in[len(in)-1].t, in[len(in)-1].v)
+	require.Equal(t, single.Bytes(), x.single())
 	x.close(&b)
 	used := b.used
 	for range used {
