@@ -41,8 +41,11 @@ func BenchmarkQueryRange(b *testing.B) {
 		for s := range 200 {
 			req.Timeseries = append(req.Timeseries, prompb.TimeSeries{
 				Labels: []prompb.Label{
-					{Name: "__name__", Value: "node_cpu_seconds_total"}, {Name: "cpu", Value: "3"}, {Name: "env", Value: "production"},
-					{Name: "instance", Value: fmt.Sprintf("host-%05d.eu-west-1.example.internal:9100", s)}, {Name: "job", Value: "node"},
+					{Name: "__name__", Value: "node_cpu_seconds_total"},
+					{Name: "cpu", Value: "3"},
+					{Name: "env", Value: "production"},
+					{Name: "instance", Value: fmt.Sprintf("host-%05d.eu-west-1.example.internal:9100", s)},
+					{Name: "job", Value: "node"},
 				},
 				Samples: []prompb.Sample{{Timestamp: end.UnixMilli() - int64(59-i)*15_000, Value: float64(i*s) * 1.37}},
 			})
