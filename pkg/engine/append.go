@@ -35,7 +35,7 @@ func (e appender) Append(_ context.Context, header, body []byte, b *ingest.Batch
 	if err != nil {
 		return unavailable("the write-ahead log cannot be written: "+err.Error(), 5*time.Second)
 	}
-	if g.mem.Stats().Bytes > e.cfg.Speed.SealBytes {
+	if e.full(g) {
 		signal(e.data.full)
 	}
 	return nil
@@ -108,7 +108,7 @@ func (e *Engine) admit() error {
 		e.metrics.refused.WithLabelValues("disk").Inc()
 		return unavailable(err.Error(), 10*time.Second)
 	}
-	if err := e.memoryRefusal(u.memory); err != nil {
+	if err := e.memoryRefusal(); err != nil {
 		e.metrics.refused.WithLabelValues("memory").Inc()
 		signal(e.data.full) // should the active generation itself be too large: no write will notice it now
 		return unavailable(err.Error(), 10*time.Second)

@@ -56,7 +56,7 @@ type StorageConfig struct {
 // SpeedConfig is about generations.
 type SpeedConfig struct {
 	SealInterval time.Duration // generations are sealed at multiples of it
-	SealBytes    int64         // … or when one holds this much memory
+	MemoryLimit  int64         // bytes that all generations together may hold; one that holds a quarter is sealed early; 0 is half of the memory limit
 	Exemplars    int64         // size of the ring
 }
 
@@ -126,7 +126,7 @@ func (c *Config) Flags(cmd flagger) {
 	durationVar(cmd.Flag("batch.deletion-delay", "How long a superseded block stays in the bucket."), time.Hour, &c.Batch.DeletionDelay)
 
 	durationVar(cmd.Flag("self.scrape-interval", "How often the engine stores its own metrics; 0 is never."), 15*time.Second, &c.SelfScrape)
-	bytesVar(cmd.Flag("memory.limit", "Soft limit of the process's memory, half of which may hold samples; 0 is nine tenths of what the machine or container has."), 0, &c.MemoryLimit)
+	bytesVar(cmd.Flag("memory.limit", "Soft limit of the process's memory; 0 is nine tenths of what the machine or container has."), 0, &c.MemoryLimit)
 	cmd.Flag("log.level", "Least severity of messages that are logged: debug, info, warn or error.").Default("info").EnumVar(&c.LogLevel, "debug", "info", "warn", "error")
 	cmd.Flag("log.format", "Format of log messages: logfmt or json.").Default("logfmt").EnumVar(&c.LogFormat, "logfmt", "json")
 }
@@ -139,7 +139,7 @@ func (c *Config) storageFlags(cmd flagger) {
 	cmd.Flag("storage.start-timestamps", "Keep start timestamps, in chunk encodings that Prometheus before 3.10, Thanos and Mimir cannot read.").BoolVar(&c.Storage.StartTimestamps)
 	named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*labelsValue)(&c.Storage.ExternalLabels))
 	durationVar(cmd.Flag("speed.seal-interval", "A generation is sealed at multiples of this time."), 30*time.Minute, &c.Speed.SealInterval)
-	bytesVar(cmd.Flag("speed.seal-size", "A generation that holds this much memory, or an eighth of the memory limit, is sealed early."), 2<<30, &c.Speed.SealBytes)
+	bytesVar(cmd.Flag("speed.memory-limit", "Most memory for samples that are not in blocks yet; writes beyond it have to wait. A generation is sealed when it holds a quarter. 0 is half of the memory limit."), 0, &c.Speed.MemoryLimit)
 	cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept.").Default("100000").Int64Var(&c.Speed.Exemplars)
 }
 

@@ -145,11 +145,11 @@ func TestGrafanasSettings(t *testing.T) {
 		{name: "a relative path", env: []string{"GF_PLUGIN_STORAGE_PATH=d"}, err: "must be absolute"},
 		{name: "below the plugin", env: []string{"GF_PLUGIN_STORAGE_PATH=" + filepath.Join(filepath.Dir(self), "x")}, err: "below the plugin's own folder"},
 		{name: "settings", path: "/d", env: []string{
-			"GF_PLUGIN_STORAGE_PATH=/d", "GF_PLUGIN_STORAGE_RETENTION_TIME=1w", "GF_PLUGIN_SPEED_SEAL_SIZE=1GB", "GF_PLUGIN_WEB_ALLOW_UNAUTHENTICATED=true",
+			"GF_PLUGIN_STORAGE_PATH=/d", "GF_PLUGIN_STORAGE_RETENTION_TIME=1w", "GF_PLUGIN_SPEED_MEMORY_LIMIT=1GB", "GF_PLUGIN_WEB_ALLOW_UNAUTHENTICATED=true",
 			"GF_PLUGIN_WEB_LISTEN_ADDRESS=:9393", "GF_PLUGIN_STORAGE_WAL_SYNC=every", "GF_PLUGIN_STORAGE_START_TIMESTAMPS=false", "GF_PLUGIN_QUERY_TIMEOUT=",
 		}, check: func(t *testing.T, c Config) {
 			require.Equal(t, 168*time.Hour, c.Storage.Retention)
-			require.Equal(t, int64(1<<30), c.Speed.SealBytes)
+			require.Equal(t, int64(1<<30), c.Speed.MemoryLimit)
 			require.True(t, c.Web.AllowUnauthenticated)
 			require.False(t, c.Storage.StartTimestamps)
 			require.Equal(t, "every", c.Storage.WALSync)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"runtime/debug"
 )
 
 // diskSpace asks the system; tests put another disk in its place.
@@ -19,7 +18,6 @@ type diskUsage struct {
 	pending     int64 // what the generations in memory will need as blocks, beside their logs
 	free        int64 // of the file system; -1 where it is not known
 	reserve     int64
-	memory      int64 // limit of the process's memory
 }
 
 // refusal says why writes have to wait, or nil.
@@ -50,7 +48,7 @@ func roomBelow(dir string) (bytes int64, known bool) {
 func reserved(total int64) int64 { return min(reserveBytes, total/20) }
 
 func (e *Engine) measureDisk() {
-	u := &diskUsage{limit: e.cfg.Storage.LocalLimit, memory: debug.SetMemoryLimit(-1)}
+	u := &diskUsage{limit: e.cfg.Storage.LocalLimit}
 	e.mu.Lock()
 	active := int64(0)
 	for _, g := range e.generations {
@@ -85,7 +83,7 @@ func (e *Engine) measureDisk() {
 	if err == nil {
 		e.report("disk", u.refusal())
 	}
-	e.report("memory", e.memoryRefusal(u.memory))
+	e.report("memory", e.memoryRefusal())
 }
 
 func dirSize(dir string) int64 {

@@ -121,8 +121,9 @@ func New(cfg Config, reg prometheus.Registerer, gatherer prometheus.Gatherer, lo
 		sealed: make(chan struct{}, 1), uploadable: make(chan struct{}, 1), opened: make(chan struct{}),
 	}
 	memory := setMemoryLimit(cfg.MemoryLimit)
-	// Several generations may be in memory at once: one that is filled, some that are written, and what queries hold.
-	e.cfg.Speed.SealBytes = min(cfg.Speed.SealBytes, memory/8)
+	if cfg.Speed.MemoryLimit == 0 {
+		e.cfg.Speed.MemoryLimit = memory / 2
+	}
 	var err error
 	if e.exemplars, err = newExemplars(cfg.Speed.Exemplars, reg); err != nil {
 		cancel()

@@ -12,12 +12,12 @@ import (
 // fallbackMemory is assumed where the system does not tell.
 const fallbackMemory = 4 << 30
 
-// memoryShare is the part of the memory limit that all generations together may hold; a single one is sealed at an eighth of the limit.
-// Sealed ones pile up when blocks cannot be written, or not as fast as samples arrive, and then writes have to wait.
-const memoryShare = 2
+// full says whether a generation is to be sealed early. Several may be in memory at once: one that is filled and some that are written.
+func (e *Engine) full(g *generation) bool { return g.mem.Stats().Bytes > e.cfg.Speed.MemoryLimit/4 }
 
-// memoryRefusal says why writes have to wait for memory where limit is that of the process, or nil.
-func (e *Engine) memoryRefusal(limit int64) error {
+// memoryRefusal says why writes have to wait for memory, or nil. Sealed generations pile up when blocks cannot be written, or not as fast as
+// samples arrive.
+func (e *Engine) memoryRefusal() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	held, sealed := int64(0), 0
@@ -27,11 +27,11 @@ func (e *Engine) memoryRefusal(limit int64) error {
 			sealed++
 		}
 	}
-	if held <= limit/memoryShare {
+	if held <= e.cfg.Speed.MemoryLimit {
 		return nil
 	}
-	return fmt.Errorf("%d generations, %d of them sealed and not blocks yet, hold %d bytes of memory; together they may hold half of --memory.limit, which is %d bytes",
-		len(e.generations), sealed, held, limit)
+	return fmt.Errorf("%d generations, %d of them sealed and not blocks yet, hold %d bytes of memory; --speed.memory-limit is %d",
+		len(e.generations), sealed, held, e.cfg.Speed.MemoryLimit)
 }
 
 // setMemoryLimit gives the runtime a soft limit, unless GOMEMLIMIT did, and returns the limit in force, in bytes. Without one the collector would

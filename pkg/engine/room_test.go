@@ -2,7 +2,6 @@ package engine
 
 import (
 	"net/http"
-	"runtime/debug"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -54,16 +53,14 @@ func TestACompactionNeedsRoomOnTheDisk(t *testing.T) {
 }
 
 func littleMemory(t *testing.T, path string, limit int64) Config {
-	before := debug.SetMemoryLimit(-1)
-	t.Cleanup(func() { debug.SetMemoryLimit(before) })
 	cfg := testConfig(t, path)
-	cfg.MemoryLimit = limit
+	cfg.Speed.MemoryLimit = limit
 	return cfg
 }
 
 func TestTheLimitOfMemory(t *testing.T) {
 	now := time.Now().UnixMilli()
-	e := startEngine(t, littleMemory(t, t.TempDir(), 64<<20))
+	e := startEngine(t, littleMemory(t, t.TempDir(), 32<<20))
 	e.flushing.Lock() // blocks cannot be written as fast as samples arrive
 	w := fill(t, e, now)
 	inMemory := func() (held, most int64, sealed int) {
@@ -79,7 +76,7 @@ func TestTheLimitOfMemory(t *testing.T) {
 	e.flushing.Unlock()
 	require.Equal(t, http.StatusServiceUnavailable, w.Code)
 	require.NotEmpty(t, w.Header().Get("Retry-After"))
-	require.Contains(t, w.Body.String(), "--memory.limit")
+	require.Contains(t, w.Body.String(), "--speed.memory-limit")
 	require.Positive(t, counted(t, e, "millrace_writes_refused_total", "memory"))
 	require.Positive(t, sealed)
 	require.Greater(t, held, int64(32<<20))
@@ -103,7 +100,7 @@ func TestAGenerationFoundTooLargeIsSealed(t *testing.T) {
 	number, held := e.activeGeneration().Number, e.activeGeneration().mem.Stats().Bytes
 	stopEngine(t, e)
 
-	e = startEngine(t, littleMemory(t, path, held))
+	e = startEngine(t, littleMemory(t, path, held/2))
 	require.Equal(t, number, e.Layers().Generations[0].Number)
 	require.Equal(t, http.StatusServiceUnavailable, post(t, e.receiver, "refused", 1, now).Code)
 	eventually(t, "it is sealed", func() bool { return post(t, e.receiver, "again", 1, now).Code == http.StatusNoContent })

@@ -27,7 +27,7 @@ func (e *Engine) sealOnSchedule(ctx context.Context) {
 		case <-t.C:
 		case <-e.data.full:
 			t.Stop()
-			if g := e.activeGeneration(); g == nil || !e.data.sealNow.Load() && g.mem.Stats().Bytes <= e.cfg.Speed.SealBytes {
+			if g := e.activeGeneration(); g == nil || !e.data.sealNow.Load() && !e.full(g) {
 				continue // an older token
 			}
 		}
