@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/prometheus/promql"
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace/millrace/pkg/ingest"
@@ -32,7 +33,13 @@ func BenchmarkQuery(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				q, err := e.queries.NewRangeQuery(b.Context(), e.queryable, nil, c.query, end.Add(-c.span), end, 15*time.Second)
+				var q promql.Query
+				var err error
+				if c.span == 0 {
+					q, err = e.queries.NewInstantQuery(b.Context(), e.queryable, nil, c.query, end)
+				} else {
+					q, err = e.queries.NewRangeQuery(b.Context(), e.queryable, nil, c.query, end.Add(-c.span), end, 15*time.Second)
+				}
 				require.NoError(b, err)
 				require.NoError(b, q.Exec(b.Context()).Err)
 				q.Close()
