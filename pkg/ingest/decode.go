@@ -189,7 +189,13 @@ func (d *decoder) closeSeries(key []byte, meta *Metadata) error {
 
 // closeKnown is closeSeries for a series whose labels need not be looked at.
 func (d *decoder) closeKnown(s Series, meta *Metadata) error {
-	return d.addSeries(d.number(), s, meta)
+	base := d.number()
+	// What is known now need not have been when the request came.
+	if d.judge == nil && d.replayed(base) {
+		d.truncate()
+		return nil
+	}
+	return d.addSeries(base, s, meta)
 }
 
 // number gives ordinals to the open series and its items and returns the first.

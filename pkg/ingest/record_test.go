@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -55,6 +56,22 @@ func TestDecodeRecordErrors(t *testing.T) {
 	require.Len(t, replayed(t, record([]byte{1, 1, 0}, body)).Series, 1)
 	require.Empty(t, replayed(t, record([]byte{1, 1, 1, 0}, body)).Series)
 	require.Empty(t, replayed(t, record([]byte{1, 1, 1, 1}, body)).Series)
+}
+
+// TestReplayOfWhatWasUnknown: a replay may know a series that was refused when it came; it leaves it out all the same.
+func TestReplayOfWhatWasUnknown(t *testing.T) {
+	v1 := message{}.bytes(1, seriesV1(up, upFloat)).bytes(1, seriesV1([]string{"__name__", "n"}, upFloat))
+	v2 := v2Request(append(slices.Clone(upSymbols), "n"), upV2(upFloat), append(message{}.bytes(1, []byte{1, 5}), upFloat...))
+	for p, body := range map[Protocol][]byte{V1: pack(v1), V2: pack(v2)} {
+		all, err := DecodeRecord(append(AppendRecordHeader(nil, p, nil), body...), nil)
+		require.NoError(t, err)
+		b, err := DecodeRecord(append(AppendRecordHeader(nil, p, Rejected{0}), body...), acceptedIn(all))
+		require.NoError(t, err)
+		require.Len(t, b.Series, 1)
+		require.Equal(t, `{__name__="n"}`, KeyLabels(b.Series[0].Key).String())
+		b.Release()
+		all.Release()
+	}
 }
 
 // TestReplayEqualsArrival: for random requests under limits that refuse much, the
