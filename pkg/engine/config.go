@@ -114,6 +114,9 @@ func (c *Config) Flags(cmd flagger) {
 	named(cmd.Flag("ingest.max-histogram-buckets", "Most buckets a native histogram may have.").Default(fmt.Sprint(d.MaxBuckets)), (*intValue)(&c.Ingest.MaxBuckets))
 	durationVar(cmd.Flag("ingest.max-future", "How far ahead of the clock a sample may be; 0 is no limit."), d.MaxFuture, &c.Ingest.MaxFuture)
 	durationVar(cmd.Flag("ingest.max-past", "How far behind the clock a sample may be; 0 is no limit."), d.MaxPast, &c.Ingest.MaxPast)
+	cmd.Flag("ingest.ha-replica-label", "Label that tells the replicas of a pair of Prometheus servers apart; one of them is stored, without it.").StringVar(&c.Ingest.HA.ReplicaLabel)
+	cmd.Flag("ingest.ha-cluster-label", "Label that the replicas of a pair have in common.").StringVar(&c.Ingest.HA.ClusterLabel)
+	durationVar(cmd.Flag("ingest.ha-failover", "How long nothing of a pair's elected replica has been stored when another takes its place."), d.HA.Failover, &c.Ingest.HA.Failover)
 
 	durationVar(cmd.Flag("query.timeout", "Longest time a query may take."), 2*time.Minute, &c.Query.Timeout)
 	named(cmd.Flag("query.max-samples", "Most samples one query may hold in memory.").Default("50000000"), (*intValue)(&c.Query.MaxSamples))
@@ -180,6 +183,9 @@ func (c *Config) Validate() error {
 		if n <= 0 {
 			return fmt.Errorf("--%s: must be above 0", name)
 		}
+	}
+	if err := c.Ingest.HA.Validate(); err != nil {
+		return err
 	}
 	return c.Web.validate()
 }

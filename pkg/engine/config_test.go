@@ -8,6 +8,8 @@ import (
 
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/stretchr/testify/require"
+
+	"github.com/millrace/millrace/pkg/ingest"
 )
 
 // fromArgs reads a command line as 'millrace serve' does.
@@ -79,6 +81,15 @@ func TestTheCommandLineAndTheFile(t *testing.T) {
 		{name: "deletion before queries end", args: []string{"--batch.deletion-delay=1m"}, err: "--batch.deletion-delay"},
 		{name: "too little retention", args: []string{"--storage.retention.time=1h"}, err: "--storage.retention.time"},
 		{name: "no queries", args: []string{"--query.max-concurrency=0"}, err: "--query.max-concurrency"},
+		{name: "pairs of replicas", args: []string{"--ingest.ha-replica-label=__replica__", "--ingest.ha-cluster-label=cluster"}, check: func(t *testing.T, c Config) {
+			require.Equal(t, ingest.HA{ReplicaLabel: "__replica__", ClusterLabel: "cluster", Failover: 30 * time.Second}, c.Ingest.HA)
+		}},
+		{name: "replicas without a cluster", args: []string{"--ingest.ha-replica-label=r"}, err: `--ingest.ha-replica-label="r", --ingest.ha-cluster-label=""`},
+		{name: "a cluster without replicas", args: []string{"--ingest.ha-cluster-label=c"}, err: `--ingest.ha-replica-label="", --ingest.ha-cluster-label="c"`},
+		{name: "one label for both", args: []string{"--ingest.ha-replica-label=c", "--ingest.ha-cluster-label=c"}, err: "must differ"},
+		{name: "replicas by metric", args: []string{"--ingest.ha-replica-label=__name__", "--ingest.ha-cluster-label=c"}, err: "--ingest.ha-replica-label"},
+		{name: "clusters by metric", args: []string{"--ingest.ha-replica-label=r", "--ingest.ha-cluster-label=__name__"}, err: "--ingest.ha-cluster-label"},
+		{name: "no time to fail", args: []string{"--ingest.ha-replica-label=r", "--ingest.ha-cluster-label=c", "--ingest.ha-failover=0s"}, err: "--ingest.ha-failover=0s"},
 		{name: "a reserved label", args: []string{"--external-label=__name__=x"}, err: "__name__"},
 		{name: "a label without a value", args: []string{"--external-label=x"}, err: "name=value"},
 	} {

@@ -7,17 +7,19 @@ import (
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/ingest"
 )
 
 // Layers is what /api/v1/layers shows. Times are in milliseconds since 1970, sizes in bytes.
 type Layers struct {
-	Generations []GenerationInfo  `json:"generations"`
-	Blocks      []BlockInfo       `json:"blocks"`
-	Watermarks  Watermarks        `json:"watermarks"`
-	Jobs        []batch.JobStatus `json:"jobs"`
-	Bucket      BucketInfo        `json:"bucket"`
-	Local       LocalInfo         `json:"local"`
-	Problems    map[string]string `json:"problems"`
+	Generations []GenerationInfo   `json:"generations"`
+	Blocks      []BlockInfo        `json:"blocks"`
+	Watermarks  Watermarks         `json:"watermarks"`
+	Jobs        []batch.JobStatus  `json:"jobs"`
+	Bucket      BucketInfo         `json:"bucket"`
+	Local       LocalInfo          `json:"local"`
+	HAClusters  []ingest.HACluster `json:"haClusters"` // the last 1,000 of which something was stored
+	Problems    map[string]string  `json:"problems"`
 }
 
 // GenerationInfo is one generation in memory.
@@ -75,6 +77,7 @@ type LocalInfo struct {
 // Layers describes what the layers hold at this moment.
 func (e *Engine) Layers() Layers {
 	l := Layers{Generations: []GenerationInfo{}, Blocks: []BlockInfo{}, Jobs: []batch.JobStatus{}, Problems: map[string]string{}}
+	l.HAClusters = e.receiver.HAClusters()
 	e.mu.Lock()
 	for name, err := range e.problems {
 		l.Problems[name] = err.Error()

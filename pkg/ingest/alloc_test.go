@@ -4,7 +4,9 @@ package ingest
 
 import (
 	"context"
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/golang/snappy"
 	"github.com/prometheus/prometheus/prompb"
@@ -36,6 +38,101 @@ func TestNoAllocations(t *testing.T) {
 			}), 6.0)
 		})
 	}
+}
+
+// replicaRequest is floatRequest with its labels cluster and prometheus as those of replicas.
+func replicaRequest(b testing.TB, series int) (bodies map[Protocol][]byte, names HA, known acceptedSeries) {
+	b.Helper()
+	v1, v2 := floatRequest(series)
+	bodies = map[Protocol][]byte{V1: pack(v1), V2: pack(v2)}
+	batch, err := DecodeRecord(append(appendReplicasHeader(nil, V1, replicaLabels{replica: "prometheus", cluster: "cluster"}, nil), bodies[V1]...), nil)
+	require.NoError(b, err)
+	defer batch.Release()
+	return bodies, HA{ReplicaLabel: "prometheus", ClusterLabel: "cluster", Failover: time.Minute}, acceptedIn(batch)
+}
+
+// knows is an Appender that knows series.
+type knows struct {
+	discard
+	known Known
+}
+
+func (k knows) Known() Known { return k.known }
+
+// TestNoAllocationsForReplicas: nor do series of replicas that are known, or dropped, cost any.
+func TestNoAllocationsForReplicas(t *testing.T) {
+	bodies, names, known := replicaRequest(t, 500)
+	for p, body := range bodies {
+		for _, elected := range []string{"value-of-prometheus", "another"} {
+			for _, app := range []knows{{known: known}, {}} {
+				t.Run(fmt.Sprintf("%s, elected: %s, known: %t", p, elected, app.known != nil), func(t *testing.T) {
+					r := newTestReceiver(t, app, func(l *Limits) { l.HA = names })
+					arrive(r.replicas, "value-of-cluster", elected, true)
+					require.LessOrEqual(t, testing.AllocsPerRun(200, func() {
+						if w, err := r.Ingest(context.Background(), p, body); err != nil || w.Samples != 500 {
+							t.Fatal(w, err)
+						}
+					}), 6.0)
+				})
+			}
+		}
+	}
+}
+
+// BenchmarkReplicas shows what it costs that a request is of a replica, if its series are known (by a map).
+func BenchmarkReplicas(b *testing.B) {
+	const series = 2000
+	bodies, names, known := replicaRequest(b, series)
+	raw := acceptedSeries{}
+	batch, err := decodeAll(V1, unpack(b, bodies[V1]))
+	require.NoError(b, err)
+	for i, s := range batch.Series {
+		raw[string(s.Key)] = uint32(i) + 1
+	}
+	batch.Release()
+	for _, p := range []Protocol{V1, V2} {
+		for _, c := range []struct {
+			name    string
+			ha      HA
+			elected string
+			known   Known
+		}{
+			{"off", HA{}, "", fastKnown(raw)},
+			{"no replica's", HA{ReplicaLabel: "none", ClusterLabel: "cluster", Failover: time.Minute}, "", fastKnown(raw)},
+			{"elected", names, "value-of-prometheus", fastKnown(known)},
+			{"elected, new", names, "value-of-prometheus", nil},
+			{"dropped", names, "another", fastKnown(known)},
+		} {
+			b.Run(p.String()+"/"+c.name, func(b *testing.B) {
+				r := newTestReceiver(b, knows{known: c.known}, func(l *Limits) { l.HA = c.ha })
+				if c.elected != "" {
+					arrive(r.replicas, "value-of-cluster", c.elected, true)
+				}
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := r.Ingest(context.Background(), p, bodies[p]); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/series, "ns/series")
+			})
+		}
+	}
+}
+
+// fastKnown is acceptedSeries that trusts the hash.
+type fastKnown map[string]uint32
+
+func (k fastKnown) Find(_ uint64, key []byte) (uint32, bool) {
+	ref, ok := k[string(key)]
+	return ref, ok
+}
+
+func unpack(t testing.TB, block []byte) []byte {
+	t.Helper()
+	body, err := snappy.Decode(nil, block)
+	require.NoError(t, err)
+	return body
 }
 
 // BenchmarkDecode compares with Prometheus's generated decoder, which does not

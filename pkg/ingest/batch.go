@@ -7,9 +7,11 @@
 // What was refused is decided once, when the request arrives, and stored beside
 // the request as a list of ordinals (Rejected). Reading the log back decodes the
 // same bytes and drops the same ordinals: it depends on no limit and no clock.
+// The same list holds what was dropped because another replica of the sender is
+// elected (see HA), and the record the labels by which that was known.
 //
 // Concurrency: a Receiver may be used by any number of goroutines and holds no
-// lock. A Batch belongs to whoever got it until Release; it may be read by many
+// lock but, for moments, that of the table of elected replicas. A Batch belongs to whoever got it until Release; it may be read by many
 // goroutines in between, written by none. A decoder belongs to one call. The
 // Receiver lends header, body and Batch to Appender.Append for the length of the
 // call and takes them back afterwards; Batches made by DecodeRecord are released

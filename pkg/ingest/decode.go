@@ -71,6 +71,7 @@ type decoder struct {
 	exReasons  []reason // of its exemplars
 	exPairs    []pair   // of one of them
 
+	pairing  pairing
 	hist     histogramScratch
 	symbols  []symbol
 	families map[string]int
@@ -94,6 +95,7 @@ func (d *decoder) release() {
 	d.b, d.judge = nil, nil
 	d.hist.lastCustom = nil
 	d.verdict.messages = nil
+	d.pairing.release()
 	if cap(d.symbols) <= maxPooled/8 && cap(d.pairs)+cap(d.exPairs) <= 1<<12 && d.hist.footprint() <= maxPooled/8 {
 		decoderPool.Put(d)
 	}
@@ -157,6 +159,7 @@ func (d *decoder) openSeries() {
 	d.pairs = d.pairs[:0]
 	d.refs = d.refs[:0]
 	d.exReasons = d.exReasons[:0]
+	d.pairing.current = 0
 	d.floats = len(d.b.floats)
 	d.histograms = len(d.b.histograms)
 	d.exemplars = len(d.b.exemplars)
@@ -176,8 +179,18 @@ func (d *decoder) addFloat(f Float) error {
 func (d *decoder) closeSeries(key []byte, meta *Metadata) error {
 	base := d.number()
 	canonical, unique := d.sortLabels()
+	if d.pairing.labels.on() {
+		switch v, at := d.pairUp(); v {
+		case verdictKeep:
+			canonical = false
+		case verdictDrop:
+			return d.closeDropped(base)
+		case verdictLong, verdictFull:
+			d.refuse(base, replicaReasons[v], at)
+			return nil
+		}
+	}
 	if d.refuseSeries(base, unique, meta != nil) {
-		d.truncate()
 		return nil
 	}
 	if !canonical {
@@ -189,7 +202,13 @@ func (d *decoder) closeSeries(key []byte, meta *Metadata) error {
 
 // closeKnown is closeSeries for a series whose labels need not be looked at.
 func (d *decoder) closeKnown(s Series, meta *Metadata) error {
-	return d.addSeries(d.number(), s, meta)
+	base := d.number()
+	// What is known now need not have been when the request came, and what is dropped may be known from another replica.
+	if d.judge == nil && d.replayed(base) {
+		d.truncate()
+		return nil
+	}
+	return d.addSeries(base, s, meta)
 }
 
 // number gives ordinals to the open series and its items and returns the first.
@@ -240,6 +259,9 @@ func (d *decoder) addSeries(base uint32, s Series, meta *Metadata) error {
 		s.Hash = xxhash.Sum64(s.Key)
 	}
 	b.Series = append(b.Series, s)
+	if p := &d.pairing; p.current > 0 {
+		p.uses[p.current-1].stored, p.kept = true, true
+	}
 	b.written.Samples += len(s.Floats)
 	b.written.Histograms += len(s.Histograms)
 	b.written.Exemplars += len(s.Exemplars)
@@ -295,24 +317,33 @@ func order(pairs []pair) (sorted, unique bool) {
 	return true, unique
 }
 
-// refuseSeries says whether the whole series goes.
+// refuseSeries says whether the whole series goes, and sees to it.
 func (d *decoder) refuseSeries(base uint32, unique, hasMeta bool) bool {
 	if d.judge == nil {
-		return d.replayed(base)
+		gone := d.replayed(base)
+		if gone {
+			d.truncate()
+		}
+		return gone
 	}
 	r, at := d.judge.labels(d.pairs, unique)
-	b := d.b
-	samples := len(b.floats) - d.floats + len(b.histograms) - d.histograms
-	exs := len(b.exemplars) - d.exemplars
-	if r == accepted && d.v2 && samples+exs == 0 && !hasMeta {
+	if r == accepted && d.v2 && !d.hasItems() && !hasMeta {
 		r = reasonNoSamples
 	}
 	if r == accepted {
 		return false
 	}
-	d.rejected = append(d.rejected, base)
-	d.judge.refuseSeries(r, at, d.pairs, samples, exs)
+	d.refuse(base, r, at)
 	return true
+}
+
+// refuse refuses the open series with all its items.
+func (d *decoder) refuse(base uint32, r reason, at int) {
+	b := d.b
+	samples := len(b.floats) - d.floats + len(b.histograms) - d.histograms
+	d.rejected = append(d.rejected, base)
+	d.judge.refuseSeries(r, at, d.pairs, samples, len(b.exemplars)-d.exemplars)
+	d.truncate()
 }
 
 // truncate takes the items of the series out of the arenas.

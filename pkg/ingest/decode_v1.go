@@ -117,12 +117,21 @@ func (d *decoder) knownV1(b []byte) (done bool, err error) {
 	if end == 0 || end > len(b) {
 		return false, nil
 	}
-	s := Series{Key: b[:end:end]}
-	s.Hash = xxhash.Sum64(s.Key)
-	if s.Ref, done = d.b.Known.Find(s.Hash, s.Key); !done {
-		return false, nil
-	}
 	d.openSeries()
+	s := Series{Key: b[:end:end]}
+	v, built := verdictJudge, len(d.b.keys)
+	if d.pairing.labels.on() {
+		if v, done = d.pairUpV1(&s); !done {
+			return false, nil
+		}
+	}
+	if v != verdictDrop {
+		s.Hash = xxhash.Sum64(s.Key)
+		if s.Ref, done = d.b.Known.Find(s.Hash, s.Key); !done {
+			d.b.keys = d.b.keys[:built]
+			return false, nil
+		}
+	}
 	for i := end; i < len(b); {
 		t, j := readTag(b, i)
 		if j < 0 {
@@ -130,11 +139,18 @@ func (d *decoder) knownV1(b []byte) (done bool, err error) {
 		}
 		if t == tagLabel { // More labels, behind something else.
 			d.truncate()
+			d.b.keys = d.b.keys[:built]
 			return false, nil
 		}
 		if i, err = d.fieldV1(b, j, t); err != nil {
 			return true, err
 		}
+	}
+	if v == verdictDrop {
+		return true, d.closeDropped(d.number())
+	}
+	if v == verdictKeep && !d.spend(len(s.Key)) {
+		return true, errTooLarge
 	}
 	return true, d.closeKnown(s, nil)
 }

@@ -134,7 +134,11 @@ func (d *decoder) seriesV2(b []byte) error {
 	if m.Type == model.MetricTypeUnknown && m.Help == "" && m.Unit == "" {
 		about = nil
 	}
-	if s, ok := d.findV2(); ok && (about != nil || d.hasItems()) {
+	s, ok, dropped := d.findV2()
+	if dropped {
+		return d.closeDropped(d.number())
+	}
+	if ok && (about != nil || d.hasItems()) {
 		return d.closeKnown(s, about)
 	}
 	if d.pairs, err = d.resolve(d.pairs, d.refs); err != nil {
@@ -147,34 +151,44 @@ func (d *decoder) seriesV2(b []byte) error {
 const maxKnownKey = 16 << 10
 
 // findV2 looks up the series of d.refs by the key that they make if nothing has
-// to be changed.
-func (d *decoder) findV2() (Series, bool) {
+// to be changed but for the label of its replica. dropped says that it is one of
+// a replica that is not elected.
+func (d *decoder) findV2() (s Series, ok, dropped bool) {
 	if d.b.Known == nil || len(d.refs) == 0 || len(d.refs)%2 != 0 {
-		return Series{}, false
+		return s, false, false
 	}
 	size := 0
 	for _, ref := range d.refs {
 		if ref >= uint32(len(d.symbols)) {
-			return Series{}, false
+			return s, false, false
 		}
 		size += len(d.bytes(d.symbols[ref])) + 8
 	}
 	if size > maxKnownKey {
-		return Series{}, false
+		return s, false, false
+	}
+	leave := -1
+	if d.pairing.labels.on() {
+		var v verdict
+		if v, leave, ok = d.pairUpV2(); !ok || v == verdictDrop {
+			return s, false, ok
+		}
 	}
 	b := d.b
 	start := len(b.keys)
 	for i := 0; i < len(d.refs); i += 2 {
+		if i == leave {
+			continue
+		}
 		b.keys = appendLabel(b.keys, d.bytes(d.symbols[d.refs[i]]), d.bytes(d.symbols[d.refs[i+1]]))
 	}
-	s := Series{Key: b.keys[start:len(b.keys):len(b.keys)]}
+	s = Series{Key: b.keys[start:len(b.keys):len(b.keys)]}
 	s.Hash = xxhash.Sum64(s.Key)
-	var ok bool
 	if s.Ref, ok = b.Known.Find(s.Hash, s.Key); !ok || !d.spend(len(s.Key)) {
 		b.keys = b.keys[:start]
-		return Series{}, false
+		return Series{}, false, false
 	}
-	return s, true
+	return s, true, false
 }
 
 func (d *decoder) seriesFieldV2(field uint64, b []byte, meta *metadataV2) error {

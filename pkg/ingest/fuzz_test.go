@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/cespare/xxhash/v2"
+	"github.com/golang/snappy"
 	"github.com/prometheus/prometheus/prompb"
 	writev2 "github.com/prometheus/prometheus/prompb/io/prometheus/write/v2"
 	"github.com/stretchr/testify/require"
@@ -20,8 +21,10 @@ func FuzzV1(f *testing.F) {
 		f.Add(body)
 		f.Add(shuffle(g.Rand, body, 1))
 	}
+	f.Add(replicasBody(f, V1))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		fuzzLive(t, V1, body)
+		fuzzReplicas(t, V1, body)
 		var req prompb.WriteRequest
 		if req.Unmarshal(body) != nil {
 			return
@@ -40,8 +43,10 @@ func FuzzV2(f *testing.F) {
 		f.Add(body)
 		f.Add(shuffle(g.Rand, body, 5))
 	}
+	f.Add(replicasBody(f, V2))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		fuzzLive(t, V2, body)
+		fuzzReplicas(t, V2, body)
 		var req writev2.Request
 		if req.Unmarshal(body) != nil {
 			return
@@ -80,14 +85,24 @@ type live struct {
 	block  []byte
 }
 
-func newLive(body []byte) *live {
+func newLive(body []byte, r *replicas) *live {
 	l := &live{decoder: decoderPool.New().(*decoder), limits: DefaultLimits(), block: pack(body)}
 	l.limits.MaxDecompressed, l.limits.MaxBuckets = 64<<10, 100
 	l.b = new(Batch) // not from the pool: its size is what is looked at
 	l.judge = &l.verdict
 	l.judge.reset(&l.limits, time.UnixMilli(testNow))
 	l.budget = maxExpansion * l.limits.MaxDecompressed
+	l.pairing.begin(r)
 	return l
+}
+
+// record is what the log gets.
+func (l *live) record(p Protocol) []byte {
+	header := AppendRecordHeader(nil, p, l.rejected)
+	if l.pairing.kept {
+		header = appendReplicasHeader(nil, p, l.pairing.labels, l.rejected)
+	}
+	return append(header, l.block...)
 }
 
 func (l *live) decode(p Protocol) error {
@@ -99,7 +114,37 @@ func (l *live) decode(p Protocol) error {
 
 // fuzzLive takes a body as a request with small limits.
 func fuzzLive(t *testing.T, p Protocol, body []byte) {
-	d := newLive(body)
+	fuzzDecoder(t, p, body, newLive(body, nil))
+}
+
+// replicasBody holds series of replicas, in order and not, and others.
+func replicasBody(f *testing.F, p Protocol) []byte {
+	f.Helper()
+	body, err := snappy.Decode(nil, bodyOf(p,
+		[]string{"__name__", "m", "c", "x", "r", "a"}, []string{"r", "b", "__name__", "m", "c", "x"}, []string{"__name__", "m", "c", "x", "r", "b"},
+		[]string{"__name__", "m", "c", "y", "r", "b"}, []string{"__name__", "m", "c", "y"}, []string{"__name__", "m", "r", "b"},
+		[]string{"__name__", "m", "c", "x", "r", "a", "r", "b"}, []string{"c", "x", "r", "a"}))
+	require.NoError(f, err)
+	return body
+}
+
+// fuzzReplicas is fuzzLive with the labels c and r for replicas.
+func fuzzReplicas(t *testing.T, p Protocol, body []byte) {
+	d := newLive(body, newTestReplicas(newClock().now))
+	fuzzDecoder(t, p, body, d)
+	for _, s := range d.b.Series {
+		l := KeyLabels(s.Key)
+		require.False(t, l.Has("c") && l.Has("r"))
+	}
+	if len(d.pairing.uses) == 0 && d.judge.refusals == 0 {
+		without := newLive(body, nil)
+		_ = without.decode(p)
+		require.Equal(t, plainOf(without.b), plainOf(d.b), "no series is a replica's")
+	}
+}
+
+func fuzzDecoder(t *testing.T, p Protocol, body []byte, d *live) {
+	t.Helper()
 	err := d.decode(p)
 	if size := d.b.footprint(); size > 3*maxExpansion*int(d.limits.MaxDecompressed) {
 		t.Fatalf("%d bytes for a request of %d", size, len(body))
@@ -115,8 +160,8 @@ func fuzzLive(t *testing.T, p Protocol, body []byte) {
 		require.True(t, KeyEquals(s.Key, KeyLabels(s.Key)))
 		require.NotZero(t, len(s.Floats)+len(s.Histograms)+len(s.Exemplars))
 	}
-	if rec := append(AppendRecordHeader(nil, p, d.rejected), d.block...); !d.b.Empty() {
-		require.Equal(t, plainOf(d.b), replayed(t, rec))
+	if !d.b.Empty() {
+		require.Equal(t, plainOf(d.b), replayed(t, d.record(p)))
 	}
 	requireSameAgain(t, p, body, d)
 }
@@ -124,13 +169,19 @@ func fuzzLive(t *testing.T, p Protocol, body []byte) {
 // requireSameAgain checks that a request whose series are known gets the same verdict as the first time.
 func requireSameAgain(t *testing.T, p Protocol, body []byte, first *live) {
 	t.Helper()
-	again := newLive(body)
+	var r *replicas
+	if first.pairing.table != nil {
+		r = newTestReplicas(first.pairing.table.now)
+	}
+	again := newLive(body, r)
 	known := acceptedIn(first.b)
 	again.b.Known = known
 	require.NoError(t, again.decode(p))
 	require.Equal(t, plainOf(first.b), plainOf(again.b))
 	require.Equal(t, first.rejected, again.rejected)
 	require.Equal(t, first.b.written, again.b.written)
+	require.Equal(t, first.pairing.dropped, again.pairing.dropped)
+	require.Equal(t, first.pairing.kept, again.pairing.kept)
 	require.Equal(t, first.verdict.messages, again.verdict.messages)
 	require.Equal(t, first.verdict.refusals, again.verdict.refusals)
 	for _, s := range again.b.Series {
@@ -147,6 +198,9 @@ func FuzzDecodeRecord(f *testing.F) {
 		g := newGenerator(seed)
 		f.Add(append(AppendRecordHeader(nil, V1, Rejected{0, 3, 900}), pack(marshal(f, g.v1()))...))
 		f.Add(append(AppendRecordHeader(nil, V2, Rejected{2}), pack(marshal(f, g.v2()))...))
+	}
+	for _, p := range []Protocol{V1, V2} {
+		f.Add(append(appendReplicasHeader(nil, p, replicaLabels{"r", "c"}, Rejected{2}), pack(replicasBody(f, p))...))
 	}
 	f.Add([]byte{recordRequest, 1, 0xff, 0xff, 0xff, 0xff, 0x0f})
 	f.Add([]byte{recordRequest, 1, 0, 0xff, 0xff, 0xff, 0xff, 0x03, 0})

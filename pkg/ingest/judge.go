@@ -24,6 +24,8 @@ const (
 	reasonLabels
 	reasonLabelNameLength
 	reasonLabelValueLength
+	reasonReplicaLength
+	reasonClusters
 	reasonNoSamples
 	reasonHistogram
 	reasonBuckets
@@ -48,6 +50,8 @@ var reasonNames = [reasonCount]string{
 	reasonLabels:            "too_many_labels",
 	reasonLabelNameLength:   "label_name_too_long",
 	reasonLabelValueLength:  "label_value_too_long",
+	reasonReplicaLength:     "ha_label_value_too_long",
+	reasonClusters:          "too_many_ha_clusters",
 	reasonNoSamples:         "no_samples",
 	reasonHistogram:         "invalid_histogram",
 	reasonBuckets:           "too_many_buckets",
@@ -59,6 +63,9 @@ var reasonNames = [reasonCount]string{
 	reasonExemplarUTF8:      "exemplar_labels_invalid",
 	reasonExemplarDuplicate: "exemplar_labels_duplicate",
 }
+
+// replicaReasons are those of verdicts.
+var replicaReasons = map[verdict]reason{verdictLong: reasonReplicaLength, verdictFull: reasonClusters}
 
 // maxMessages is how many refusals an answer names; the rest it counts.
 const maxMessages = 10
@@ -264,6 +271,12 @@ func (j *judge) labelText(r reason, at int, pairs []pair) string {
 	case reasonLabelValueLength:
 		return fmt.Sprintf("value of label %s has %d bytes, more than %s=%d",
 			quote(pairs[at].name), len(pairs[at].value), flagLabelValue, j.limits.MaxLabelValue)
+	case reasonReplicaLength:
+		return fmt.Sprintf("value of label %s has %d bytes, more than the %d that %s and %s allow",
+			quote(pairs[at].name), len(pairs[at].value), maxReplicaValue, flagReplicaLabel, flagClusterLabel)
+	case reasonClusters:
+		return fmt.Sprintf("cluster %s would be one more than the %d that %s allows; one is forgotten when nothing has come from it for %s=%s",
+			quote(pairs[at].value), maxClusters, flagClusterLabel, flagFailover, durationText(j.limits.HA.Failover))
 	}
 	return "neither samples nor histograms"
 }

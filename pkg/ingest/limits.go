@@ -46,6 +46,8 @@ type Limits struct {
 	MaxFuture time.Duration
 	// MaxPast bounds how far a timestamp may be behind the clock (--ingest.max-past).
 	MaxPast time.Duration
+	// HA is about pairs of Prometheus servers that send the same.
+	HA HA
 	// Horizon returns the oldest timestamp, in ms, that retention keeps. It is
 	// asked once per request; nil means that everything is kept.
 	Horizon func() int64
@@ -62,6 +64,7 @@ func DefaultLimits() Limits {
 		MaxLabelValue:   4096,
 		MaxBuckets:      16384,
 		MaxFuture:       10 * time.Minute,
+		HA:              HA{Failover: 30 * time.Second},
 	}
 }
 

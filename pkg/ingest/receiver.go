@@ -32,6 +32,7 @@ type Receiver struct {
 	appender Appender
 	limits   Limits
 	metrics  *metrics
+	replicas *replicas // nil if all are stored
 	logger   *slog.Logger
 	now      func() time.Time
 	inflight atomic.Int64 // bytes, see Limits.MaxInflight
@@ -46,7 +47,7 @@ func NewReceiver(a Appender, l Limits, reg prometheus.Registerer, logger *slog.L
 		logger = slog.New(slog.DiscardHandler)
 	}
 	return &Receiver{
-		appender: a, limits: l.withBounds(), metrics: newMetrics(reg), logger: logger, now: time.Now,
+		appender: a, limits: l.withBounds(), metrics: newMetrics(reg), replicas: newReplicas(l.HA, reg, logger), logger: logger, now: time.Now,
 		headers: sync.Pool{New: func() any { return new([]byte) }},
 	}
 }
@@ -57,7 +58,12 @@ func NewHandler(a Appender, l Limits, reg prometheus.Registerer, logger *slog.Lo
 }
 
 // Ingest decodes, validates and stores one request, and says how much of it was
-// stored. Body is the snappy block; it is not kept. The error is a *Refused
+// stored. What was dropped as that of a replica which is not elected counts as
+// stored, and is no error: the sender has done its duty. A Prometheus that gets
+// any 2xx sends nothing again, but with remote write 2.0 it logs an error, and
+// counts failed samples, where the answer says that fewer were written than it
+// sent. So such an answer is, with either protocol, the one that it would have got
+// were it elected. Body is the snappy block; it is not kept. The error is a *Refused
 // (nothing stored, do not send it again), a *Partial (the valid part is stored),
 // an *Unavailable (nothing stored, come again), the context's, or what the
 // Appender returned; StatusOf translates it.
@@ -91,6 +97,7 @@ func (r *Receiver) ingest(ctx context.Context, p Protocol, body []byte) (Written
 	defer d.release() // first: it holds strings of the batch
 	d.judge = &d.verdict
 	d.judge.reset(&r.limits, r.now())
+	d.pairing.begin(r.replicas)
 	d.rejected = d.rejected[:0]
 	d.budget = maxExpansion * r.limits.MaxDecompressed
 	err = d.b.decompress(body, r.limits.MaxDecompressed)
@@ -110,10 +117,15 @@ func (r *Receiver) ingest(ctx context.Context, p Protocol, body []byte) (Written
 	}
 	r.metrics.accepted(d.b.written, len(d.b.Metadata))
 	r.metrics.refused(d.judge)
-	if d.judge.refusals > 0 {
-		return d.b.written, &Partial{Refusals: d.judge.refusals, Messages: d.judge.messages}
+	written := d.b.written
+	if p := &d.pairing; p.table != nil {
+		p.table.settle(p.uses, p.now)
+		written.add(p.dropped)
 	}
-	return d.b.written, nil
+	if d.judge.refusals > 0 {
+		return written, &Partial{Refusals: d.judge.refusals, Messages: d.judge.messages}
+	}
+	return written, nil
 }
 
 func (r *Receiver) store(ctx context.Context, p Protocol, body []byte, d *decoder) error {
@@ -121,7 +133,11 @@ func (r *Receiver) store(ctx context.Context, p Protocol, body []byte, d *decode
 		return nil
 	}
 	buf, _ := r.headers.Get().(*[]byte)
-	*buf = AppendRecordHeader((*buf)[:0], p, d.rejected)
+	if d.pairing.kept {
+		*buf = appendReplicasHeader((*buf)[:0], p, d.pairing.labels, d.rejected)
+	} else {
+		*buf = AppendRecordHeader((*buf)[:0], p, d.rejected)
+	}
 	err := r.appender.Append(ctx, *buf, body, d.b)
 	if cap(*buf) <= 64<<10 {
 		r.headers.Put(buf)

@@ -19,9 +19,23 @@ type Rejected []uint32
 //	          uvarint each: difference to the one before (the first: to 0, plus 0)
 //	body      the snappy block
 //
+// Where labels of replicas were taken out of series (see HA), a record says which
+// they were, so that reading it does not depend on flags either:
+//
+//	kind      byte    3: as 1, but series that have both labels lose that of the replica
+//	protocol  byte    1 or 2
+//	replica   uvarint length of the label's name, name
+//	cluster   uvarint length of the label's name, name
+//	rejected  as above; series of replicas that were not elected are among them
+//	body      the snappy block
+//
 // The first byte decides how the rest is read. A new layout, or another kind of
-// record, takes a number of its own.
-const recordRequest = 1
+// record, takes a number of its own. 2 is that of floats by reference, which
+// package speed writes.
+const (
+	recordRequest  = 1
+	recordReplicas = 3
+)
 
 var (
 	// ErrUnknownRecord means that the record was written by a later version.
@@ -36,7 +50,21 @@ const replayBudget = maxExpansion * maxSize
 
 // AppendRecordHeader appends to dst what stands before the body in the log.
 func AppendRecordHeader(dst []byte, p Protocol, rejected Rejected) []byte {
-	dst = append(dst, recordRequest, byte(p))
+	return appendRejected(append(dst, recordRequest, byte(p)), rejected)
+}
+
+// appendReplicasHeader is AppendRecordHeader for a request some series of which
+// lost the label of their replica.
+func appendReplicasHeader(dst []byte, p Protocol, l replicaLabels, rejected Rejected) []byte {
+	dst = append(dst, recordReplicas, byte(p))
+	for _, name := range []string{l.replica, l.cluster} {
+		dst = binary.AppendUvarint(dst, uint64(len(name)))
+		dst = append(dst, name...)
+	}
+	return appendRejected(dst, rejected)
+}
+
+func appendRejected(dst []byte, rejected Rejected) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(rejected)))
 	last := uint32(0)
 	for _, r := range rejected {
@@ -56,14 +84,21 @@ func DecodeRecord(rec []byte, known Known) (*Batch, error) {
 		return nil, fmt.Errorf("%w: %d bytes", ErrCorruptRecord, len(rec))
 	}
 	p := Protocol(rec[1])
-	if rec[0] != recordRequest || (p != V1 && p != V2) {
+	if rec[0] != recordRequest && rec[0] != recordReplicas || (p != V1 && p != V2) {
 		return nil, fmt.Errorf("%w: kind %d, protocol %d", ErrUnknownRecord, rec[0], rec[1])
 	}
 	d, _ := decoderPool.Get().(*decoder)
 	b := newBatch()
 	b.Known = known
 	d.b, d.judge, d.budget = b, nil, replayBudget
-	err := d.replay(p, rec[2:])
+	var err error
+	rec, replicas := rec[2:], rec[0] == recordReplicas
+	if replicas {
+		rec, err = d.readReplicaLabels(rec)
+	}
+	if err == nil {
+		err = d.replay(p, rec)
+	}
 	d.release()
 	if err != nil {
 		b.Release()
@@ -88,6 +123,24 @@ func (d *decoder) replay(p Protocol, rec []byte) error {
 		return errors.New("it refuses items that the request does not have")
 	}
 	return nil
+}
+
+// readReplicaLabels reads the names of the two labels and returns what stands
+// behind them. They are valid as long as b.
+func (d *decoder) readReplicaLabels(b []byte) ([]byte, error) {
+	l := &d.pairing.labels
+	i := 0
+	for _, name := range []*string{&l.replica, &l.cluster} {
+		start, end := readBytes(b, i)
+		if end <= start {
+			return nil, errors.New("names of the labels of replicas")
+		}
+		*name, i = text(b[start:end]), end
+	}
+	if l.replica == l.cluster {
+		return nil, errors.New("names of the labels of replicas")
+	}
+	return b[i:], nil
 }
 
 // readRejected reads the list of ordinals and returns the body behind it.

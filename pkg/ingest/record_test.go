@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -34,7 +35,13 @@ func TestDecodeRecordErrors(t *testing.T) {
 	}{
 		"empty":                    {nil, ErrCorruptRecord, "0 bytes"},
 		"header only":              {[]byte{1, 1}, ErrCorruptRecord, "2 bytes"},
-		"later kind":               {record([]byte{2, 1, 0}, body), ErrUnknownRecord, "kind 2"},
+		"floats by reference":      {record([]byte{2, 1, 0}, body), ErrUnknownRecord, "kind 2"},
+		"later kind":               {record([]byte{4, 1, 0}, body), ErrUnknownRecord, "kind 4"},
+		"no labels of replicas":    {[]byte{3, 1, 0}, ErrCorruptRecord, "names of the labels of replicas"},
+		"one label of replicas":    {[]byte{3, 1, 1, 'r'}, ErrCorruptRecord, "names of the labels of replicas"},
+		"replicas by cluster":      {record([]byte{3, 1, 1, 'r', 1, 'r', 0}, body), ErrCorruptRecord, "names of the labels of replicas"},
+		"a long label of replicas": {[]byte{3, 1, 0xff, 0xff, 0xff, 0xff, 0x0f, 'r', 1, 'c', 0}, ErrCorruptRecord, "names of the labels of replicas"},
+		"replicas, refused beyond": {record([]byte{3, 1, 1, 'r', 1, 'c', 1, 2}, body), ErrCorruptRecord, "refuses items that the request does not have"},
 		"later protocol":           {record([]byte{1, 3, 0}, body), ErrUnknownRecord, "protocol 3"},
 		"no body":                  {[]byte{1, 1, 0}, ErrCorruptRecord, "snappy"},
 		"damaged body":             {record([]byte{1, 1, 0}, body[:len(body)-1]), ErrCorruptRecord, "snappy"},
@@ -53,8 +60,47 @@ func TestDecodeRecordErrors(t *testing.T) {
 		})
 	}
 	require.Len(t, replayed(t, record([]byte{1, 1, 0}, body)).Series, 1)
+	require.Len(t, replayed(t, record([]byte{3, 1, 1, 'r', 1, 'c', 0}, body)).Series, 1)
 	require.Empty(t, replayed(t, record([]byte{1, 1, 1, 0}, body)).Series)
 	require.Empty(t, replayed(t, record([]byte{1, 1, 1, 1}, body)).Series)
+}
+
+// TestRecordsOfReplicas: a record says by itself which label goes, and from which series.
+func TestRecordsOfReplicas(t *testing.T) {
+	for _, p := range []Protocol{V1, V2} {
+		body := bodyOf(p, []string{"__name__", "m", "c", "x", "r", "a"}, []string{"__name__", "m", "c", "x", "r", "b"},
+			[]string{"__name__", "m", "c", "y", "r", "b"}, []string{"__name__", "m", "c", "z"}, []string{"__name__", "m", "r", "b"})
+		labels := func(header []byte) (out []string) {
+			b, err := DecodeRecord(append(header, body...), nil)
+			require.NoError(t, err)
+			defer b.Release()
+			for _, s := range b.Series {
+				out = append(out, KeyLabels(s.Key).String())
+			}
+			return out
+		}
+		require.Equal(t, []string{`{__name__="m", c="x"}`, `{__name__="m", c="y"}`, `{__name__="m", c="z"}`, `{__name__="m", r="b"}`},
+			labels(appendReplicasHeader(nil, p, replicaLabels{replica: "r", cluster: "c"}, Rejected{2})))
+		require.Equal(t, []string{`{__name__="m", r="a"}`, `{__name__="m", r="b"}`, `{__name__="m", c="z"}`, `{__name__="m", r="b"}`},
+			labels(appendReplicasHeader(nil, p, replicaLabels{replica: "c", cluster: "r"}, Rejected{4})))
+		require.Len(t, labels(AppendRecordHeader(nil, p, nil)), 5)
+	}
+}
+
+// TestReplayOfWhatWasUnknown: a replay may know a series that was refused or dropped when it came; it leaves it out all the same.
+func TestReplayOfWhatWasUnknown(t *testing.T) {
+	v1 := message{}.bytes(1, seriesV1(up, upFloat)).bytes(1, seriesV1([]string{"__name__", "n"}, upFloat))
+	v2 := v2Request(append(slices.Clone(upSymbols), "n"), upV2(upFloat), append(message{}.bytes(1, []byte{1, 5}), upFloat...))
+	for p, body := range map[Protocol][]byte{V1: pack(v1), V2: pack(v2)} {
+		all, err := DecodeRecord(append(AppendRecordHeader(nil, p, nil), body...), nil)
+		require.NoError(t, err)
+		b, err := DecodeRecord(append(AppendRecordHeader(nil, p, Rejected{0}), body...), acceptedIn(all))
+		require.NoError(t, err)
+		require.Len(t, b.Series, 1)
+		require.Equal(t, `{__name__="n"}`, KeyLabels(b.Series[0].Key).String())
+		b.Release()
+		all.Release()
+	}
 }
 
 // TestReplayEqualsArrival: for random requests under limits that refuse much, the
