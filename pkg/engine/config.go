@@ -140,7 +140,7 @@ func (c *Config) storageFlags(cmd flagger) {
 	named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*labelsValue)(&c.Storage.ExternalLabels))
 	durationVar(cmd.Flag("speed.seal-interval", "A generation is sealed at multiples of this time."), 30*time.Minute, &c.Speed.SealInterval)
 	bytesVar(cmd.Flag("speed.seal-size", "A generation that holds this much memory, or an eighth of the memory limit, is sealed early."), 2<<30, &c.Speed.SealBytes)
-	cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept.").Default("100000").Int64Var(&c.Speed.Exemplars)
+	cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept, across restarts; 0 keeps none.").Default("100000").Int64Var(&c.Speed.Exemplars)
 }
 
 func (c *Config) bucketFlags(cmd flagger) {
