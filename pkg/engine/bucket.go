@@ -144,6 +144,12 @@ func closeSources(blocks []*blockSource) {
 	}
 }
 
+func (s *bucketState) wasListed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.listed.IsZero()
+}
+
 func (s *bucketState) metas() []block.Meta {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -252,8 +258,13 @@ func (e *Engine) firstSync(ctx context.Context) uint64 {
 
 func (e *Engine) syncOnSchedule(ctx context.Context) {
 	err := e.syncBucket(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	e.report("bucket", err)
+	err = e.restoreMetadata(ctx)
 	if ctx.Err() == nil {
-		e.report("bucket", err)
+		e.report("metadata in blocks", err)
 	}
 }
 

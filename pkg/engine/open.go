@@ -156,7 +156,7 @@ func (e *Engine) openPath() (*dataPath, error) {
 		OnSyncFailure: e.syncFailed,
 	}
 	if err := e.metadata.load(path); err != nil {
-		e.logger.Warn("metadata of metrics is lost", "err", err)
+		e.logger.Warn("metadata of metrics is lost but for what is in blocks", "err", err)
 	}
 	return d, nil
 }

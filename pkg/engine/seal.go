@@ -206,7 +206,7 @@ func (e *Engine) writeBlock(ctx context.Context, g *generation, w window) (*loca
 	m.ULID, m.MinTime, m.MaxTime = w.id, w.from, w.to
 	m.Thanos.Labels = e.cfg.Storage.externalLabels()
 	m.SetExtension(0, g.Number, g.Number)
-	if _, err := block.Write(ctx, dir, m, []block.Input{g.mem}, block.WriteOptions{Encode: merge.EncodeOptions{StartTimestamps: e.cfg.Storage.StartTimestamps}}); err != nil {
+	if _, err := block.Write(ctx, dir, m, []block.Input{describedGeneration{g.mem, e.metadata}}, block.WriteOptions{Encode: merge.EncodeOptions{StartTimestamps: e.cfg.Storage.StartTimestamps}}); err != nil {
 		return nil, err
 	}
 	return openLocalBlock(path)
