@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"log/slog"
 	"math"
@@ -80,11 +81,16 @@ func flushAll(t *testing.T, e *Engine) {
 	require.NoError(t, e.flushSealed(t.Context()))
 }
 
-// copyOf is what a process that is killed now leaves behind.
+// copyOf is what a process that is killed now leaves behind, but for blocks, which are on their way to the bucket.
 func copyOf(t *testing.T, path string) string {
 	t.Helper()
 	dir := t.TempDir()
-	require.NoError(t, os.CopyFS(dir, os.DirFS(path)))
+	require.NoError(t, os.CopyFS(filepath.Join(dir, walDir), os.DirFS(filepath.Join(path, walDir))))
+	raw, err := os.ReadFile(filepath.Join(path, exemplarsFile))
+	if !errors.Is(err, os.ErrNotExist) {
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, exemplarsFile), raw, 0o600))
+	}
 	return dir
 }
 
