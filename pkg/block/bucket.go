@@ -56,6 +56,11 @@ func upload(ctx context.Context, bkt objstore.Bucket, dir string, m *Meta) error
 	if err := uploadFile(ctx, bkt, dir, m.ULID, IndexFilename, indexSize); err != nil {
 		return err
 	}
+	if size := m.FamiliesSize(); size > 0 {
+		if err := uploadFile(ctx, bkt, dir, m.ULID, MetadataFilename, size); err != nil {
+			return err
+		}
+	}
 	raw, err := os.ReadFile(filepath.Join(dir, MetaFilename))
 	if err != nil {
 		return fmt.Errorf("read meta: %w", err)

@@ -91,6 +91,12 @@ func (r *bucketReader) size(file int) int64 { return r.sizes[file] }
 func (r *bucketReader) stable() bool        { return false }
 func (r *bucketReader) close() error        { return nil }
 
+func (r *bucketReader) open(ctx context.Context, name string) (io.ReadCloser, error) {
+	r.cache.metrics.requests.Inc()
+	body, err := r.bkt.Get(ctx, path.Join(r.id.String(), name))
+	return body, bucketError(r.bkt, err)
+}
+
 // fetch fills buf with the bytes of a file from off on.
 func (r *bucketReader) fetch(ctx context.Context, file int, off int64, buf []byte) error {
 	if err := ctx.Err(); err != nil {

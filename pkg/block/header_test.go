@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"hash/crc32"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -23,6 +24,8 @@ func (r memReader) size(file int) int64 { return int64(len(r[file])) }
 func (r memReader) stable() bool        { return false }
 func (r memReader) close() error        { return nil }
 func (r memReader) forget(int, span)    {}
+
+func (r memReader) open(context.Context, string) (io.ReadCloser, error) { return nil, ErrGone }
 
 func (r memReader) load(ctx context.Context, file int, spans []span) (*view, error) {
 	if err := checkSpans("file", r.size(file), spans); err != nil {

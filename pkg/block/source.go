@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -37,6 +38,8 @@ type rangeReader interface {
 	load(ctx context.Context, file int, spans []span) (*view, error)
 	// loadOnce is load past the cache, for what is kept elsewhere anyway. The bytes are not charged.
 	loadOnce(ctx context.Context, file int, s span) ([]byte, error)
+	// open opens another file of the block to be read from its beginning, also after close.
+	open(ctx context.Context, name string) (io.ReadCloser, error)
 	// forget drops a span that turned out to be damaged from the cache.
 	forget(file int, s span)
 	// stable says that the bytes of views stay valid, at no cost, until the reader is closed.
@@ -194,6 +197,11 @@ func (r *mmapReader) loadOnce(ctx context.Context, file int, s span) ([]byte, er
 		return nil, err
 	}
 	return v.from(s.off)[:s.n:s.n], nil
+}
+
+func (r *mmapReader) open(_ context.Context, name string) (io.ReadCloser, error) {
+	f, err := os.Open(filepath.Join(r.dir, filepath.FromSlash(name)))
+	return f, goneIfMissing(err)
 }
 
 func (r *mmapReader) close() error {

@@ -122,6 +122,11 @@ func (v *verifier) run() (err error) {
 	if v.r, err = newBucketReader(v.ctx, v.bkt, &v.meta, NewCache(0, nil)); err != nil {
 		return err
 	}
+	if _, err := newBlock(v.meta, v.r).Families(v.ctx); err != nil {
+		if err := v.judge(MetadataFilename, -1, err); err != nil {
+			return err
+		}
+	}
 	if v.h, err = loadHeader(v.ctx, v.r, &v.meta); err != nil {
 		return v.judge(IndexFilename, -1, err)
 	}

@@ -45,7 +45,8 @@ const tmpSuffix = ".tmp"
 //
 // The times in a level-0 block's meta are those of its samples; above, they are the range given, except for an end that is
 // open (math.MinInt64, math.MaxInt64). Sources, if not given, are the block itself and the sources of those inputs that lie
-// in the range whole; parents are all inputs that are blocks.
+// in the range whole; parents are all inputs that are blocks. What inputs that have a method Families, as blocks do, know of
+// the families of the metrics written goes along; the later input wins.
 //
 // The block appears complete and synced, by a rename, or not at all; without samples in range there is none, and ErrEmpty.
 // If dir has a block of this ULID already, its meta is returned: who writes under the same ULID again writes the same block.
@@ -55,7 +56,7 @@ func Write(ctx context.Context, dir string, m Meta, inputs []Input, o WriteOptio
 	if old, err := OpenLocal(final); err == nil {
 		return old.Meta(), old.Close()
 	}
-	w := &writer{ctx: ctx, dir: final + tmpSuffix, meta: m, inputs: inputs, o: o}
+	w := &writer{ctx: ctx, dir: final + tmpSuffix, meta: m, inputs: inputs, o: o, metrics: map[string]struct{}{}}
 	err := w.write()
 	if err == nil {
 		err = commit(w.dir, final)
@@ -95,6 +96,10 @@ type writer struct {
 	mint, maxt int64 // of the samples written
 	stats      tsdb.BlockStats
 	sizes      IndexStats
+
+	metrics    map[string]struct{} // names of the series written
+	lastMetric string
+	described  bool // there is a metadata.json
 }
 
 func (w *writer) write() (err error) {
@@ -112,6 +117,9 @@ func (w *writer) write() (err error) {
 	}
 	if w.stats.NumSamples == 0 {
 		return ErrEmpty
+	}
+	if err := w.writeFamilies(); err != nil {
+		return err
 	}
 	if err := w.finishMeta(); err != nil {
 		return err
@@ -299,6 +307,7 @@ func (w *writer) addSeries(ref storage.SeriesRef, lset labels.Labels, chks []chu
 	if err := w.index.AddSeries(ref, lset, chks...); err != nil {
 		return err
 	}
+	w.noteMetric(lset)
 	w.stats.NumSeries++
 	w.stats.NumChunks += uint64(len(chks))
 	w.mint, w.maxt = min(w.mint, chks[0].MinTime), max(w.maxt, chks[len(chks)-1].MaxTime)
@@ -375,14 +384,21 @@ func (w *writer) listFiles() error {
 	}
 	t := &w.meta.Thanos
 	t.Files, t.SegmentFiles = nil, nil
-	for _, name := range append(segments, IndexFilename) {
-		st, err := os.Stat(filepath.Join(w.dir, filepath.FromSlash(name)))
-		if err != nil {
-			return fmt.Errorf("size of %s: %w", name, err)
-		}
-		t.Files = append(t.Files, File{RelPath: name, SizeBytes: st.Size()})
+	names := slices.Concat(segments, []string{IndexFilename, MetaFilename})
+	if w.described {
+		names = append(names, MetadataFilename)
 	}
-	t.Files = append(t.Files, File{RelPath: MetaFilename})
+	for _, name := range names {
+		f := File{RelPath: name}
+		if name != MetaFilename {
+			st, err := os.Stat(filepath.Join(w.dir, filepath.FromSlash(name)))
+			if err != nil {
+				return fmt.Errorf("size of %s: %w", name, err)
+			}
+			f.SizeBytes = st.Size()
+		}
+		t.Files = append(t.Files, f)
+	}
 	for _, name := range segments {
 		t.SegmentFiles = append(t.SegmentFiles, filepath.Base(name))
 	}

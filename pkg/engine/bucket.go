@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -143,6 +144,12 @@ func closeSources(blocks []*blockSource) {
 	}
 }
 
+func (s *bucketState) wasListed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.listed.IsZero()
+}
+
 func (s *bucketState) metas() []block.Meta {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -251,8 +258,13 @@ func (e *Engine) firstSync(ctx context.Context) uint64 {
 
 func (e *Engine) syncOnSchedule(ctx context.Context) {
 	err := e.syncBucket(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	e.report("bucket", err)
+	err = e.restoreMetadata(ctx)
 	if ctx.Err() == nil {
-		e.report("bucket", err)
+		e.report("metadata in blocks", err)
 	}
 }
 
@@ -385,15 +397,24 @@ func (e *Engine) useOldListing(ctx context.Context, cause error) ([]block.Meta, 
 
 // writeFile replaces a file in one step.
 func writeFile(name string, raw []byte) error {
+	return writeFileBy(name, func(w io.Writer) error {
+		_, err := w.Write(raw)
+		return err
+	})
+}
+
+// writeFileBy replaces a file, in one step, by what write gives.
+func writeFileBy(name string, write func(io.Writer) error) error {
 	tmp := name + ".tmp"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
 	if err != nil {
 		return err
 	}
-	if _, err = f.Write(raw); err == nil {
+	if err = write(f); err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(tmp) // the disk may be full
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	if err := os.Rename(tmp, name); err != nil {

@@ -143,7 +143,7 @@ func (c *Config) storageFlags(cmd flagger) {
 	named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*labelsValue)(&c.Storage.ExternalLabels))
 	durationVar(cmd.Flag("speed.seal-interval", "A generation is sealed at multiples of this time."), 30*time.Minute, &c.Speed.SealInterval)
 	bytesVar(cmd.Flag("speed.memory-limit", "Most memory for samples that are not in blocks yet; writes beyond it have to wait. A generation is sealed when it holds a quarter. 0 is half of the memory limit."), 0, &c.Speed.MemoryLimit)
-	cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept.").Default("100000").Int64Var(&c.Speed.Exemplars)
+	cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept, across restarts; 0 keeps none.").Default("100000").Int64Var(&c.Speed.Exemplars)
 }
 
 func (c *Config) bucketFlags(cmd flagger) {

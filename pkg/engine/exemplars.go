@@ -2,23 +2,43 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/prometheus/model/exemplar"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
+	"github.com/prometheus/prometheus/tsdb/fileutil"
 
 	"github.com/millrace/millrace/pkg/ingest"
 )
 
-// exemplarLateness is how far behind a series' newest exemplar another one may be, in milliseconds.
-const exemplarLateness = 10 * 60 * 1000
+const (
+	exemplarsFile = "exemplars"
+	// exemplarLateness is how far behind a series' newest exemplar another one may be, in milliseconds.
+	exemplarLateness = 10 * 60 * 1000
+)
 
-// exemplars is a bounded ring of the newest exemplars; Prometheus's own, which has a lock of its own.
+// exemplars is a bounded ring of the newest exemplars; Prometheus's own, which has a lock of its own. Like metadata it is saved whenever a log is about to
+// go. A restart reads the file and then replays the logs: of what is in both, the ring keeps one.
 type exemplars struct {
 	ring     *tsdb.CircularExemplarStorage
+	size     int64 // of the ring; without one nothing is kept, saved or loaded
+	changed  atomic.Bool
 	rejected prometheus.Counter
+}
+
+// seriesExemplar is an exemplar with its series.
+type seriesExemplar struct {
+	exemplar.Exemplar
+
+	series labels.Labels
 }
 
 func newExemplars(size int64, reg prometheus.Registerer) (*exemplars, error) {
@@ -32,11 +52,14 @@ func newExemplars(size int64, reg prometheus.Registerer) (*exemplars, error) {
 	if err := reg.Register(rejected); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
-	return &exemplars{ring: s.(*tsdb.CircularExemplarStorage), rejected: rejected}, nil
+	return &exemplars{ring: s.(*tsdb.CircularExemplarStorage), size: size, rejected: rejected}, nil
 }
 
 // add keeps a request's exemplars. One that the ring does not want is counted; the samples beside it are not touched by that.
 func (x *exemplars) add(b *ingest.Batch) {
+	if x.size <= 0 {
+		return
+	}
 	for i := range b.Series {
 		s := &b.Series[i]
 		if len(s.Exemplars) == 0 {
@@ -49,10 +72,68 @@ func (x *exemplars) add(b *ingest.Batch) {
 				x.rejected.Inc()
 			}
 		}
+		x.changed.Store(true)
 	}
 }
 
 // ExemplarQuerier implements storage.ExemplarQueryable.
 func (x *exemplars) ExemplarQuerier(ctx context.Context) (storage.ExemplarQuerier, error) {
 	return x.ring.ExemplarQuerier(ctx)
+}
+
+// all returns the ring's content, oldest first. Label sets are shared with it.
+func (x *exemplars) all() []seriesExemplar {
+	var out []seriesExemplar
+	_ = x.ring.IterateExemplars(func(series labels.Labels, e exemplar.Exemplar) error {
+		out = append(out, seriesExemplar{e, series})
+		return nil
+	})
+	return out
+}
+
+// save writes the ring to its file. The ring is locked only while it is copied.
+func (x *exemplars) save(path string) error {
+	if x.size <= 0 || !x.changed.Swap(false) {
+		return nil
+	}
+	err := writeFileBy(filepath.Join(path, exemplarsFile), func(w io.Writer) error { return encodeExemplars(w, x.all()) })
+	if err != nil {
+		x.changed.Store(true)
+		return fmt.Errorf("save exemplars: %w", err)
+	}
+	return nil
+}
+
+// load fills the ring from its file, if there is one.
+func (x *exemplars) load(name string) error {
+	f, err := fileutil.OpenMmapFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = decodeExemplars(f.Bytes(), func(e seriesExemplar) {
+		_ = x.ring.AddExemplar(e.series, e.Exemplar) // an attempt to open that failed may have added it before
+	})
+	return errors.Join(err, f.Close())
+}
+
+// loadExemplars reads what was saved before the logs are replayed. A file that cannot be read is moved aside: the engine does without it.
+func (e *Engine) loadExemplars() {
+	if e.exemplars.size <= 0 {
+		return
+	}
+	name := filepath.Join(e.data.path, exemplarsFile)
+	err := e.exemplars.load(name)
+	if err == nil {
+		return
+	}
+	aside, failed := e.moveAside(name)
+	if failed != nil {
+		err = errors.Join(err, failed)
+	} else {
+		err = fmt.Errorf("their file was moved to %s: %w", aside, err)
+	}
+	e.report("exemplars", fmt.Errorf("saved exemplars are lost: %w", err))
 }

@@ -1,33 +1,42 @@
 package engine
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/metadata"
 
+	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/speed"
 )
 
 const (
 	metadataFile = "metadata.json"
 	// maxFamilies bounds the store against senders that make names up.
 	maxFamilies = 200_000
+	// maxRestoredBlocks and maxRestoredBytes bound what a start without the file reads: more than two months, where a block holds a day.
+	maxRestoredBlocks = 64
+	maxRestoredBytes  = 64 << 20
 )
 
 // metadataStore keeps the newest type, help text and unit of every metric family. It is saved whenever a log is about to go, so that a restart,
-// which reads the file and then replays the logs, finds all of it.
+// which reads the file and then replays the logs, finds all of it. Blocks have what concerns their metrics; from there it comes back where the file
+// is missing.
 type metadataStore struct {
-	mu      sync.RWMutex
-	known   map[string]metadata.Metadata
-	changed bool
+	mu         sync.RWMutex
+	known      map[string]metadata.Metadata
+	changed    bool
+	incomplete bool // the file was missing, and the blocks have not been asked yet
 }
 
 func newMetadataStore() *metadataStore {
@@ -105,18 +114,82 @@ func (s *metadataStore) save(path string) error {
 
 func (s *metadataStore) load(path string) error {
 	raw, err := os.ReadFile(filepath.Join(path, metadataFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
 	families := map[string]metadata.Metadata{}
 	if err == nil {
 		err = json.Unmarshal(raw, &families)
 	}
-	if err != nil {
-		return fmt.Errorf("load metadata of metrics: %w", err)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.Copy(s.known, families)
+	if s.incomplete = err != nil; !s.incomplete {
+		maps.Copy(s.known, families)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("load metadata of metrics: %w", err)
+	}
+	return nil
+}
+
+// fill adds families that are not known.
+func (s *metadataStore) fill(families block.Families) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, md := range families {
+		if _, known := s.known[name]; !known && len(s.known) < maxFamilies {
+			s.known[name], s.changed = md, true
+		}
+	}
+}
+
+func (s *metadataStore) isIncomplete() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.incomplete
+}
+
+func (s *metadataStore) setComplete() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.incomplete = false
+}
+
+// describedGeneration is a generation as a block is made of it: what is known of its metrics goes along.
+type describedGeneration struct {
+	*speed.Generation
+
+	metadata *metadataStore
+}
+
+// Families returns all that is known; the block takes what it has metrics of.
+func (g describedGeneration) Families(context.Context) (block.Families, error) {
+	return g.metadata.families(), nil
+}
+
+// restoreMetadata fills in what the newest blocks tell, where the file below the data path was missing. Newer blocks win, and senders before all of them.
+func (e *Engine) restoreMetadata(ctx context.Context) error {
+	if !e.metadata.isIncomplete() || !e.data.synced.wasListed() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, listTimeout*6)
+	defer cancel()
+	blocks, bytes := maxRestoredBlocks, int64(maxRestoredBytes)
+	for _, s := range slices.Backward(e.set.Sources()) {
+		b, ok := s.(*blockSource)
+		if !ok || b.meta.FamiliesSize() == 0 {
+			continue
+		}
+		if bytes -= b.meta.FamiliesSize(); blocks == 0 || bytes < 0 {
+			break
+		}
+		blocks--
+		families, err := b.Families(ctx)
+		switch {
+		case errors.Is(err, block.ErrGone) || errors.Is(err, block.ErrCorrupt) || errors.Is(err, block.ErrUnusable):
+			e.logger.Warn("metadata of metrics in a block cannot be read", "err", err)
+		case err != nil:
+			return err // tried again after the next listing
+		}
+		e.metadata.fill(families)
+	}
+	e.metadata.setComplete()
 	return nil
 }

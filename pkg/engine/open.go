@@ -117,6 +117,7 @@ func (e *Engine) tryOpen(ctx context.Context) (err error) {
 	e.measureDisk()
 	e.setProgress("listing the bucket")
 	highest := e.firstSync(ctx)
+	e.loadExemplars()
 	return e.recover(ctx, logs, highest)
 }
 
@@ -155,7 +156,7 @@ func (e *Engine) openPath() (*dataPath, error) {
 		OnSyncFailure: e.syncFailed,
 	}
 	if err := e.metadata.load(path); err != nil {
-		e.logger.Warn("metadata of metrics is lost", "err", err)
+		e.logger.Warn("metadata of metrics is lost but for what is in blocks", "err", err)
 	}
 	return d, nil
 }
@@ -262,20 +263,26 @@ func (e *Engine) activate(g *generation) error {
 }
 
 func (e *Engine) quarantine(dir string, cause error) error {
-	aside := filepath.Join(e.data.path, lostDir)
-	if err := os.MkdirAll(aside, 0o750); err != nil {
-		return errors.Join(cause, err)
-	}
-	target := filepath.Join(aside, filepath.Base(dir))
-	if _, err := os.Lstat(target); err == nil {
-		target += "." + ulid.Make().String() // one of that name came before it
-	}
-	if err := os.Rename(dir, target); err != nil {
+	aside, err := e.moveAside(dir)
+	if err != nil {
 		return errors.Join(cause, err)
 	}
 	e.logger.Error("what cannot be read was moved aside", "from", dir, "to", aside, "err", cause)
 	e.report("log replay", fmt.Errorf("log %s was moved to %s: %w", filepath.Base(dir), aside, cause))
 	return nil
+}
+
+// moveAside moves a file or folder to the one for what cannot be read, which it returns.
+func (e *Engine) moveAside(name string) (aside string, err error) {
+	aside = filepath.Join(e.data.path, lostDir)
+	if err := os.MkdirAll(aside, 0o750); err != nil {
+		return "", err
+	}
+	target := filepath.Join(aside, filepath.Base(name))
+	if _, err := os.Lstat(target); err == nil {
+		target += "." + ulid.Make().String() // one of that name came before it
+	}
+	return aside, os.Rename(name, target)
 }
 
 // close lets go of the data path.

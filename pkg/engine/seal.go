@@ -130,7 +130,9 @@ func (e *Engine) oldestSealed() *generation {
 
 // flush writes a sealed generation's blocks, lets them take its place in one step, and only then gives up log and memory.
 func (e *Engine) flush(ctx context.Context, g *generation) ([]*localBlock, error) {
-	e.report("metadata", e.metadata.save(e.data.path)) // of less worth than room for samples
+	// Of less worth than room for samples.
+	e.report("metadata", e.metadata.save(e.data.path))
+	e.report("exemplars", e.exemplars.save(e.data.path))
 	blocks, err := e.writeBlocks(ctx, g)
 	if err != nil {
 		return nil, err
@@ -204,7 +206,7 @@ func (e *Engine) writeBlock(ctx context.Context, g *generation, w window) (*loca
 	m.ULID, m.MinTime, m.MaxTime = w.id, w.from, w.to
 	m.Thanos.Labels = e.cfg.Storage.externalLabels()
 	m.SetExtension(0, g.Number, g.Number)
-	if _, err := block.Write(ctx, dir, m, []block.Input{g.mem}, block.WriteOptions{Encode: merge.EncodeOptions{StartTimestamps: e.cfg.Storage.StartTimestamps}}); err != nil {
+	if _, err := block.Write(ctx, dir, m, []block.Input{describedGeneration{g.mem, e.metadata}}, block.WriteOptions{Encode: merge.EncodeOptions{StartTimestamps: e.cfg.Storage.StartTimestamps}}); err != nil {
 		return nil, err
 	}
 	return openLocalBlock(path)
