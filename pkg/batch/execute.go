@@ -80,7 +80,10 @@ func (e *execution) checkRoom() error {
 	room, known := e.o.Room()
 	need := int64(0)
 	for _, m := range e.job.Inputs {
-		need += 2 * m.Size()
+		need += m.Size() // an output is not larger, and there is one at a time
+	}
+	if _, folder := e.o.Bucket.(*block.DirBucket); folder {
+		need *= 2 // as a rule on the same disk, where outputs take their room a second time
 	}
 	if !known || need <= room {
 		return nil

@@ -437,7 +437,7 @@ func TestAJobNeedsRoomOnTheDisk(t *testing.T) {
 	w.generation([]string{"a", "b"}, 0, 30*minute)
 	need := int64(0)
 	for _, m := range w.visible() {
-		need += 2 * m.Size()
+		need += m.Size()
 	}
 	room, known := need-1, true
 	reg := prometheus.NewRegistry()

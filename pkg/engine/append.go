@@ -65,8 +65,16 @@ func (e appender) appendRequest(g *generation, header, body []byte, b *ingest.Ba
 // maxFloatsRecord is the size in bytes from which a request is logged as it came: compressed, it is what the log is known to take.
 const maxFloatsRecord = 16 << 20
 
+// definitionsEvery is the number of bytes of a log after which the series are defined anew: so far reaches the damage of a lost definition, and so much
+// of the log more are the definitions.
+const definitionsEvery = 256 << 20
+
 // appendFloats logs what a request comes to where that is floats alone: less to write, and faster to read back.
 func (e appender) appendFloats(g *generation, header, body []byte, b *ingest.Batch) error {
+	if len(b.Series) == 0 {
+		return nil // metadata that is no news
+	}
+	g.mem.DefineFrom(uint32(g.log.Size()/definitionsEvery) + 1)
 	g.mem.Resolve(b)
 	rec := g.mem.Record(b)
 	defer rec.Release()

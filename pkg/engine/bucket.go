@@ -26,7 +26,7 @@ const (
 	listingFile = "bucket.json"
 )
 
-// bucketState is what is known of the blocks in the bucket. Its lock is a leaf: nothing is taken and no I/O is done under it.
+// bucketState is what is known of the blocks in the bucket. Under its lock no I/O is done and nothing is taken but the set's own.
 type bucketState struct {
 	mu      sync.Mutex
 	blocks  map[ulid.ULID]*blockSource

@@ -11,7 +11,8 @@
 // Locks are taken in this order, and none is held during I/O except where it says so:
 //
 //	rotate   one rotation of the active generation at a time; held while the next log is created
-//	accept   the order of acceptance: choice of generation and position in its log (Enqueue) are settled under it
+//	accept   choice of the generation that takes a request; its place in the order of acceptance is its position in that generation's log, which
+//	         stays open until all who have chosen it are through
 //	flushing one pass over sealed generations at a time; held while blocks are written
 //	uploads  one pass over local blocks at a time; held while the bucket is written
 //	mu       phase, problems, and the lists of generations and blocks; never held during I/O

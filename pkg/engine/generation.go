@@ -35,7 +35,8 @@ type header struct {
 
 type ulidBytes [8]byte
 
-const headerVersion = 1
+// headerVersion is that of new logs. Version 1 had requests as records only; such a log is read, but not continued.
+const headerVersion = 2
 
 func newHeader(number uint64, now time.Time) (header, error) {
 	h := header{Version: headerVersion, Number: number, Created: now.UnixMilli()}
@@ -50,8 +51,8 @@ func parseHeader(raw []byte) (header, error) {
 	if err := json.Unmarshal(raw, &h); err != nil {
 		return header{}, fmt.Errorf("parse header of log: %w", err)
 	}
-	if h.Version != headerVersion {
-		return header{}, fmt.Errorf("log has format version %d, this version of Millrace reads %d", h.Version, headerVersion)
+	if h.Version < 1 || h.Version > headerVersion {
+		return header{}, fmt.Errorf("log has format version %d, this version of Millrace reads up to %d", h.Version, headerVersion)
 	}
 	return h, nil
 }
@@ -111,8 +112,8 @@ type generation struct {
 	dir string
 	log *wal.Log // nil once it is closed for good
 	mem *speed.Generation
-	// inflight counts requests that have a position in the log and are not applied yet. Add happens under Engine.accept while the generation is
-	// active, so Wait, after it is not, sees them all.
+	// inflight counts requests that were accepted for the generation and are not applied yet. Add happens under Engine.accept while the generation
+	// is active, so Wait, after it is not, sees them all; until then the log stays open.
 	inflight sync.WaitGroup
 	sealed   bool // guarded by Engine.mu
 	damaged  bool // replay lost parts of the log

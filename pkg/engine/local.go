@@ -203,6 +203,7 @@ func (e *Engine) moveToBucket(ctx context.Context, b *localBlock) error {
 		return fmt.Errorf("open uploaded block %s: %w", b.meta.ULID, err)
 	}
 	if err := e.saveListing(append(e.data.synced.metas(), b.meta)); err != nil {
+		_ = src.Close()
 		return fmt.Errorf("remember uploaded block %s: %w", b.meta.ULID, err)
 	}
 	b.uploaded.Store(true)

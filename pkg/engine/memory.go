@@ -30,8 +30,8 @@ func (e *Engine) memoryRefusal() error {
 	if held <= e.cfg.Speed.MemoryLimit {
 		return nil
 	}
-	return fmt.Errorf("%d generations, %d of them sealed and not blocks yet, hold %d bytes of memory; --speed.memory-limit is %d",
-		len(e.generations), sealed, held, e.cfg.Speed.MemoryLimit)
+	return fmt.Errorf("%d generations, %d of them sealed and not blocks yet, hold more memory than --speed.memory-limit=%s",
+		len(e.generations), sealed, sizeText(e.cfg.Speed.MemoryLimit))
 }
 
 // setMemoryLimit gives the runtime a soft limit, unless GOMEMLIMIT did, and returns the limit in force, in bytes. Without one the collector would

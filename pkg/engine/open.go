@@ -234,10 +234,10 @@ func (e *Engine) recover(ctx context.Context, logs []uint64, highest uint64) err
 	return e.activate(next)
 }
 
-// mayContinue tells whether a replayed generation can take further requests: its log must be whole, its idea of what is recent not old, and none of its blocks
+// mayContinue tells whether a replayed generation can take further requests: its log must be whole and of the present format, its idea of what is recent not old, and none of its blocks
 // written yet.
 func (e *Engine) mayContinue(g *generation) bool {
-	return !g.damaged && !e.data.begun[g.Number] && time.Since(time.UnixMilli(g.Created)) < staleGeneration
+	return !g.damaged && g.Version == headerVersion && !e.data.begun[g.Number] && time.Since(time.UnixMilli(g.Created)) < staleGeneration
 }
 
 func (e *Engine) continueGeneration(g *generation) error {

@@ -63,6 +63,9 @@ func (e *Engine) replayLog(ctx context.Context, dir string, number uint64, o wal
 	if err != nil {
 		return nil, err
 	}
+	if r.unknown.Load() {
+		return nil, fmt.Errorf("%w: a later version of Millrace wrote it, and has to read it", ingest.ErrUnknownRecord)
+	}
 	if stats.Lost != (wal.Lost{}) || undecodable > 0 {
 		r.g.damaged = true
 		err := fmt.Errorf("generation %d: %d records in %d damaged regions with %d bytes were skipped, %d could not be decoded", number,
@@ -83,6 +86,7 @@ type replayer struct {
 	records     chan indexed
 	wg          sync.WaitGroup
 	undecodable atomic.Int64
+	unknown     atomic.Bool // a later version wrote some of the records
 }
 
 type indexed struct {
@@ -153,6 +157,9 @@ func (r *replayer) apply(in indexed) error {
 
 func (r *replayer) undecoded(index uint64, err error) {
 	r.undecodable.Add(1)
+	if errors.Is(err, ingest.ErrUnknownRecord) {
+		r.unknown.Store(true)
+	}
 	r.e.metrics.replayUndecodable.Inc()
 	r.e.logger.Error("a record of the log cannot be decoded", "generation", r.g.Number, "record", index, "err", err)
 }

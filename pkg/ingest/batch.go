@@ -1,8 +1,8 @@
 // Package ingest turns remote write requests into samples. The one idea: a
 // request is decoded in a single pass into flat, pooled arenas (a Batch), and
 // the bytes that came over the wire are at the same time the identity of a
-// series (its Key) and the record that goes to the log. Nothing is encoded
-// again, and labels that are already known are never turned into strings.
+// series (its Key) and a record that can go to the log. Labels that are already
+// known are never looked at, nor turned into strings.
 //
 // What was refused is decided once, when the request arrives, and stored beside
 // the request as a list of ordinals (Rejected). Reading the log back decodes the
@@ -11,7 +11,8 @@
 // elected (see HA), and the record the labels by which that was known.
 //
 // Concurrency: a Receiver may be used by any number of goroutines and holds no
-// lock but, for moments, that of the table of elected replicas. A Batch belongs to whoever got it until Release; it may be read by many
+// lock but, for moments, that of the table of elected replicas. A Batch belongs
+// to whoever got it until Release; once its Refs are set, it may be read by many
 // goroutines in between, written by none. A decoder belongs to one call. The
 // Receiver lends header, body and Batch to Appender.Append for the length of the
 // call and takes them back afterwards; Batches made by DecodeRecord are released

@@ -36,6 +36,10 @@ const (
 	// named by thousands of series. Real requests stay below 8 at twelve labels a
 	// series, one sample each (2.0), and below 2 (1.0).
 	maxExpansion = 8
+	// maxLookups is by how much the keys of a 2.0 request's series may be larger
+	// than the request before they are no longer looked up: symbols are named by
+	// any number of series.
+	maxLookups = 64
 )
 
 var (
@@ -58,6 +62,7 @@ type decoder struct {
 	cursor   int    // next entry of rejected, on replay
 	next     uint32 // next ordinal
 	budget   int64  // bytes that the arenas may still take
+	lookups  int64  // bytes of keys that may still be built only to look them up
 	v2       bool
 
 	known, foreign bool // fields of this protocol, of the other one, were seen
@@ -128,6 +133,7 @@ func (b *Batch) decompress(block []byte, limit int64) error {
 func (d *decoder) run(p Protocol) error {
 	d.next, d.cursor = 0, 0
 	d.known, d.foreign = false, false
+	d.lookups = maxLookups * int64(len(d.b.body))
 	d.v2 = p == V2
 	var err error
 	if d.v2 {

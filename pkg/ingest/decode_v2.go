@@ -148,7 +148,7 @@ func (d *decoder) seriesV2(b []byte) error {
 }
 
 // maxKnownKey is the size in bytes up to which a key is built only to look it up.
-const maxKnownKey = 16 << 10
+const maxKnownKey = 4 << 10
 
 // findV2 looks up the series of d.refs by the key that they make if nothing has
 // to be changed but for the label of its replica. dropped says that it is one of
@@ -173,6 +173,9 @@ func (d *decoder) findV2() (s Series, ok, dropped bool) {
 		if v, leave, ok = d.pairUpV2(); !ok || v == verdictDrop {
 			return s, false, ok
 		}
+	}
+	if d.lookups -= int64(size); d.lookups < 0 {
+		return s, false, false
 	}
 	b := d.b
 	start := len(b.keys)

@@ -134,7 +134,7 @@ func flatten(l *labels.Labels) string { return *(*string)(unsafe.Pointer(l)) }
 func unflatten(s string) labels.Labels { return *(*labels.Labels)(unsafe.Pointer(&s)) }
 
 // Does not compile where label sets are something else.
-const _ = uint(unsafe.Sizeof("") - unsafe.Sizeof(labels.Labels{}))
+var _ [unsafe.Sizeof("")]struct{} = [unsafe.Sizeof(labels.Labels{})]struct{}{}
 
 func appendLabel[S string | []byte](dst []byte, name, value S) []byte {
 	n := labelSize(len(name), len(value))

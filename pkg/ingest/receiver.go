@@ -15,9 +15,10 @@ import (
 
 // Appender is where accepted requests go.
 type Appender interface {
-	// Append stores a request: header and body, one behind the other, are its
-	// record for the log, b is what they decode to. It returns when the write may
-	// be acknowledged, and b was applied. It keeps none of the three. A request
+	// Append stores a request: b, whose Known and Refs it may set. Header and
+	// body, one behind the other, are a record of it for the log, from which
+	// DecodeRecord makes b again. It returns when the write may be acknowledged,
+	// and b was applied. It keeps none of the three. A request
 	// that cannot be taken now gets an *Unavailable; any other error is answered
 	// with 500.
 	Append(ctx context.Context, header, body []byte, b *Batch) error

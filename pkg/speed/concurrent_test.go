@@ -2,9 +2,11 @@ package speed
 
 import (
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -13,6 +15,26 @@ import (
 
 	"github.com/millrace/millrace/pkg/ingest"
 )
+
+// A request that panics in one shard must not keep those behind it waiting in the others.
+func TestAppendGoesOnAfterAPanic(t *testing.T) {
+	g := NewGeneration(Options{Shards: 4})
+	broken := batch(in(lset("__name__", "m"), sample{t: 1, v: 1}))
+	broken.Series[0].Histograms = []ingest.Histogram{{T: 2}} // Neither of the two.
+	require.Panics(t, func() { g.Append(0, broken) })
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 8 {
+			g.Append(uint64(i+1), batch(in(lset("__name__", "m", "i", strconv.Itoa(i)), sample{t: 3, v: 1})))
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		require.Fail(t, "a later request waits")
+	}
+}
 
 // TestReadersSeeWholeSamplesOfThePast appends in order, late and of all types while readers query. A sample's value follows
 // from its time, and every series gets a sample for every index: a reader must find all indexes that were applied before it

@@ -14,7 +14,8 @@
 // indexes. The lowest index that has not passed all shards waits for nobody, so it goes on, whatever the others do; by
 // induction all do. (That holds for any order in which shards are visited; the common one is for throughput.) What it needs
 // from the caller is that every index is given to Append or Skip, exactly once, and not from behind a limit on concurrency
-// that waiting requests could fill up while a lower index stands outside. A panic while a part is applied passes the turn on.
+// that waiting requests could fill up while a lower index stands outside. After a panic while a part is applied, the
+// request gives up its turns at the shards behind.
 //
 // # Locks
 //

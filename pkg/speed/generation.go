@@ -40,6 +40,7 @@ type Generation struct {
 	regs            registries
 	previous        atomic.Pointer[registries]
 	ids             atomic.Uint32 // That were given to series in the log.
+	epoch           atomic.Uint32 // Of the log; see DefineFrom.
 
 	series, samples, late, duplicates, bytes atomic.Int64
 	minTime, maxTime                         atomic.Int64
@@ -71,6 +72,7 @@ func NewGeneration(o Options) *Generation {
 		regs := o.Previous.regs
 		g.previous.Store(&regs)
 	}
+	g.epoch.Store(1)
 	g.minTime.Store(math.MaxInt64)
 	g.maxTime.Store(math.MinInt64)
 	return g
@@ -138,9 +140,15 @@ func (g *Generation) Append(index uint64, b *ingest.Batch) AppendStats {
 	sc.group(b.Series, len(g.shards), g.regs.shift)
 	w := writer{startTimestamps: g.startTimestamps}
 	w.MinTime, w.MaxTime = math.MaxInt64, math.MinInt64
-	start := uint32(0)
+	start, next := uint32(0), 0
+	defer func() { // After a panic: whoever comes later must not wait for this request for ever.
+		for i := next; i < len(g.shards); i++ {
+			g.shards[i].turn.skip(index)
+		}
+	}()
 	for i := range g.shards {
 		end := sc.ends[i]
+		next = i + 1
 		g.visit(index, &g.shards[i], b, sc.order[start:end], sc.passage, &w)
 		start = end
 	}
@@ -205,8 +213,10 @@ func (g *Generation) Skip(index uint64) {
 
 // Find implements ingest.Known; it needs no lock.
 func (g *Generation) Find(hash uint64, key []byte) (uint32, bool) {
-	ref, ok := g.regs.find(hash, key)
-	return ref + 1, ok
+	if ref, ok := g.regs.find(hash, key); ok {
+		return ref + 1, true
+	}
+	return 0, false
 }
 
 // Seal says that there will be no more appends: the caller has waited for all to return. It lets go of the previous generation.

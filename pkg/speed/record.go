@@ -25,7 +25,8 @@ import (
 //
 // Ids count from 1 and mean the same in the whole log, also when the generation is continued after it was read back. A record
 // defines every id that it uses and that no record defines which was in the log before it was encoded; so whoever reads the log in
-// order knows them all.
+// order knows them all. Should a definition be lost, so are the samples that refer to it, up to the next one: all series are defined
+// anew in every epoch of the log.
 const RecordFloats = 2
 
 // CanRecord says whether a record of floats holds all of a batch that is to be kept, but for its metadata.
@@ -81,6 +82,7 @@ func (g *Generation) register(in *ingest.Series) uint32 {
 type Record struct {
 	Bytes   []byte // Of buf.
 	buf     []byte
+	epoch   uint32
 	defines []*identity
 }
 
@@ -92,6 +94,7 @@ const maxPooledRecord = 1 << 20
 // Record encodes a batch for which CanRecord and that went through Resolve. The record is to be released.
 func (g *Generation) Record(b *ingest.Batch) *Record {
 	r, _ := recordPool.Get().(*Record)
+	r.epoch = g.epoch.Load()
 	start := r.define(g, b)
 	dst := binary.AppendUvarint(r.buf, uint64(len(b.Series)))
 	id, t := int64(0), int64(0)
@@ -118,7 +121,7 @@ func (r *Record) define(g *Generation, b *ingest.Batch) int {
 	for i := range b.Series {
 		in := &b.Series[i]
 		id := g.identity(in)
-		if id.recorded.Load() {
+		if id.recorded.Load() == r.epoch {
 			continue
 		}
 		if id.id.Load() == 0 {
@@ -139,7 +142,14 @@ func (r *Record) define(g *Generation, b *ingest.Batch) int {
 // Written says that the record is in the log: later ones need not define its series.
 func (r *Record) Written() {
 	for _, id := range r.defines {
-		id.recorded.Store(true)
+		id.recorded.Store(r.epoch)
+	}
+}
+
+// DefineFrom begins an epoch, unless it has begun: records define their series once in each. Epochs rise from 1.
+func (g *Generation) DefineFrom(epoch uint32) {
+	if old := g.epoch.Load(); old < epoch {
+		g.epoch.CompareAndSwap(old, epoch)
 	}
 }
 
@@ -178,8 +188,12 @@ type definition struct {
 // NewRecordReader returns a reader for a generation that is being replayed.
 func NewRecordReader(g *Generation) *RecordReader { return &RecordReader{g: g} }
 
-// ErrRecord means that a record of floats makes no sense, or uses a series whose definition is lost.
-var ErrRecord = errors.New("corrupt record of floats")
+var (
+	// ErrRecord means that a record of floats makes no sense. Nothing of it was applied.
+	ErrRecord = errors.New("corrupt record of floats")
+	// ErrUndefined means that the definition of some of a record's series is lost. The others were applied.
+	ErrUndefined = errors.New("record of floats of series whose definitions are lost")
+)
 
 // Floats are what a record holds beside its definitions.
 type Floats struct {
@@ -189,7 +203,7 @@ type Floats struct {
 	rec    cursor
 }
 
-// Define takes over the definitions of a record, which must not change as long as the reader is in use.
+// Define takes over the definitions of a record, which must not change until its floats are applied.
 func (r *RecordReader) Define(rec []byte) (Floats, error) {
 	r.records++
 	c := cursor{b: rec}
@@ -224,7 +238,8 @@ func (r *RecordReader) define(id uint32, key []byte) bool {
 	if old := slot.Load(); old != nil {
 		return bytes.Equal(old.key, key)
 	}
-	slot.Store(&definition{id: id, from: r.records, key: key, hash: xxhash.Sum64(key)})
+	// The key is copied: it must not keep the whole record.
+	slot.Store(&definition{id: id, from: r.records, key: bytes.Clone(key), hash: xxhash.Sum64(key)})
 	r.g.ids.Store(max(r.g.ids.Load(), id))
 	return true
 }
@@ -234,12 +249,12 @@ type replayed struct {
 	batch   ingest.Batch
 	floats  []ingest.Float
 	learned []*definition // Of the batch's series.
+	lost    int           // Samples of series that are not defined.
 }
 
 var replayedPool = sync.Pool{New: func() any { return &replayed{} }}
 
-// Apply gives the floats to the generation, as the request with the given index. After an error nothing of it was applied, and the
-// index is skipped.
+// Apply gives the floats to the generation, as the request with the given index. It uses the index up, whatever it returns.
 func (f Floats) Apply(index uint64) error {
 	b, _ := replayedPool.Get().(*replayed)
 	defer b.release()
@@ -249,14 +264,18 @@ func (f Floats) Apply(index uint64) error {
 	}
 	f.g.Append(index, &b.batch)
 	for i, d := range b.learned {
-		if in := &b.batch.Series[i]; in.Ref == 0 {
-			in.Ref, _ = f.g.Find(d.hash, d.key)
-			id := f.g.identity(in)
-			if id.id.CompareAndSwap(0, d.id) {
-				id.recorded.Store(true)
-			}
-			d.ref.Store(in.Ref)
+		in := &b.batch.Series[i]
+		if in.Ref > 0 {
+			continue
 		}
+		if ref, ok := f.g.Find(d.hash, d.key); ok {
+			in.Ref = ref
+			f.g.identity(in).id.CompareAndSwap(0, d.id)
+			d.ref.Store(ref)
+		}
+	}
+	if b.lost > 0 {
+		return fmt.Errorf("%w: %d samples", ErrUndefined, b.lost)
 	}
 	return nil
 }
@@ -264,7 +283,7 @@ func (f Floats) Apply(index uint64) error {
 func (b *replayed) release() {
 	clear(b.batch.Series)
 	clear(b.learned)
-	b.batch.Series, b.floats, b.learned = b.batch.Series[:0], b.floats[:0], b.learned[:0]
+	b.batch.Series, b.floats, b.learned, b.lost = b.batch.Series[:0], b.floats[:0], b.learned[:0], 0
 	b.batch.Known = nil
 	replayedPool.Put(b)
 }
@@ -276,14 +295,19 @@ func (b *replayed) decode(f Floats) error {
 	n := c.uvarint()
 	for ; n > 0 && !c.bad; n-- {
 		id += uint64(c.varint())
-		d := f.definition(id)
-		if d == nil {
-			return fmt.Errorf("%w: series %d is not defined", ErrRecord, id)
-		}
 		from := len(b.floats)
 		for k := c.uvarint(); k > 0 && !c.bad; k-- {
 			t += c.varint()
 			b.floats = append(b.floats, ingest.Float{T: t, V: math.Float64frombits(c.fixed64())})
+		}
+		if len(b.floats) == from {
+			return fmt.Errorf("%w: series %d has no samples", ErrRecord, id)
+		}
+		d := f.definition(id)
+		if d == nil {
+			b.lost += len(b.floats) - from
+			b.floats = b.floats[:from]
+			continue
 		}
 		b.learned = append(b.learned, d)
 		b.batch.Series = append(b.batch.Series, ingest.Series{Key: d.key, Hash: d.hash, Ref: d.ref.Load(), Floats: b.floats[from:len(b.floats):len(b.floats)]})

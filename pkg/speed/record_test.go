@@ -2,6 +2,7 @@ package speed
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand"
@@ -106,7 +107,7 @@ func TestRecordDefinesASeriesUntilItIsWritten(t *testing.T) {
 	reader := NewRecordReader(NewGeneration(Options{}))
 	floats, err := reader.Define(third.Bytes)
 	require.NoError(t, err)
-	require.ErrorIs(t, floats.Apply(0), ErrRecord)
+	require.ErrorIs(t, floats.Apply(0), ErrUndefined)
 	floats, err = reader.Define(second.Bytes)
 	require.NoError(t, err)
 	require.NoError(t, floats.Apply(1))
@@ -134,8 +135,35 @@ func TestLateDefinitionIsNotUsedByEarlierRecords(t *testing.T) {
 	late, err := reader.Define(defines)
 	require.NoError(t, err)
 	require.NoError(t, late.Apply(0))
-	require.ErrorIs(t, early.Apply(1), ErrRecord)
+	require.ErrorIs(t, early.Apply(1), ErrUndefined)
 	require.Len(t, query(t, g, minTime, maxTime, all())[`{__name__="other"}`], 1)
+}
+
+// A lost definition costs the samples of its series, and only until the log's next epoch.
+func TestLostDefinition(t *testing.T) {
+	sampleAt := func(series string, at int64) ingest.Series { return in(lset("__name__", series), sample{t: at, v: 1}) }
+	g := NewGeneration(Options{})
+	log := logged(g, batch(sampleAt("a", 1)), batch(sampleAt("a", 2), sampleAt("b", 2)), batch(sampleAt("b", 3), sampleAt("a", 3)))
+	g.DefineFrom(2)
+	next := batch(sampleAt("a", 4), sampleAt("b", 4))
+	g.Resolve(next)
+	rec := g.Record(next)
+	log = append(log, rec.Bytes)
+
+	again := NewGeneration(Options{FirstIndex: 1})
+	reader := NewRecordReader(again)
+	var errs []error
+	for i, rec := range log[1:] {
+		floats, err := reader.Define(rec)
+		require.NoError(t, err)
+		errs = append(errs, floats.Apply(uint64(i+1)))
+	}
+	require.ErrorIs(t, errs[0], ErrUndefined)
+	require.ErrorIs(t, errs[1], ErrUndefined)
+	require.NoError(t, errs[2])
+	require.Equal(t, map[string][]sample{
+		`{__name__="a"}`: {{t: 4, v: 1}}, `{__name__="b"}`: {{t: 2, v: 1}, {t: 3, v: 1}, {t: 4, v: 1}},
+	}, query(t, again, minTime, maxTime, all()))
 }
 
 func TestResolveOfAnotherGenerationsReferences(t *testing.T) {
@@ -199,6 +227,8 @@ func FuzzRecordReader(f *testing.F) {
 	for _, rec := range logged(NewGeneration(Options{}), floatsBatch(r, 0), floatsBatch(r, 1000), floatsBatch(r, 2000)) {
 		f.Add(rec, rec)
 	}
+	withoutSamples := []byte{RecordFloats, 1, 1, 12, 0x0a, 10, 0x0a, 5, 'l', 'a', 'b', 'e', 'l', 0x12, 1, 'v', 1, 2, 0}
+	f.Add(withoutSamples, withoutSamples)
 	f.Fuzz(func(t *testing.T, first, second []byte) {
 		g := NewGeneration(Options{Shards: 1})
 		reader := NewRecordReader(g)
@@ -209,7 +239,7 @@ func FuzzRecordReader(f *testing.F) {
 				g.Skip(uint64(i))
 				continue
 			}
-			if err := floats.Apply(uint64(i)); err != nil {
+			if err := floats.Apply(uint64(i)); err != nil && !errors.Is(err, ErrUndefined) {
 				require.ErrorIs(t, err, ErrRecord)
 			}
 		}

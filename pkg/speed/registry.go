@@ -21,7 +21,7 @@ type identity struct {
 	hash     uint64 // Of the key; see ingest.Series. The key itself is not kept: the labels say the same.
 	labels   labels.Labels
 	id       atomic.Uint32 // Under which records of the log speak of the series; 0 before the first does.
-	recorded atomic.Bool   // The log has a record that defines the id.
+	recorded atomic.Uint32 // The epoch in which the log has a record that defines the id; 0 is none.
 }
 
 // registry finds a shard's series by the hash and bytes of their keys. References count up from 0. It is apart from the
