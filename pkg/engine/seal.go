@@ -113,7 +113,6 @@ func (e *Engine) flushSealed(ctx context.Context) error {
 		e.metrics.flushSeconds.Observe(time.Since(began).Seconds())
 		e.logger.Info("wrote a generation to local blocks", "generation", g.Number, "blocks", len(blocks), "took", time.Since(began))
 		signal(e.uploadable)
-		g = nil
 		debug.FreeOSMemory() // its memory goes at once, not as the collector gets round to it
 	}
 	return nil
