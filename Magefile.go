@@ -105,6 +105,9 @@ func Server() error {
 
 // Run builds the server, if it is not up to date, and runs it with its data in ./data.
 func Run(ctx context.Context) error {
+	if _, err := os.Stat(server()); err != nil {
+		fmt.Println("building the server; the first time takes a minute")
+	}
 	mg.CtxDeps(ctx, Server)
 	return runUntilStopped(ctx, server(), "serve", "--storage.path=./data")
 }
