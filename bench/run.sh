@@ -25,12 +25,20 @@ launch() {
   case $1 in
   millrace) set -- "$root/bin/millrace" serve --storage.path="$data" --web.listen-address=127.0.0.1:9491 --self.scrape-interval=0s ;;
   prometheus) set -- "$PROMETHEUS" --config.file="$work/prometheus.yml" --storage.tsdb.path="$data" --web.listen-address=127.0.0.1:9491 --web.enable-remote-write-receiver ;;
-  victoriametrics) set -- "$VICTORIAMETRICS" -storageDataPath="$data" -httpListenAddr=127.0.0.1:9491 -search.latencyOffset=0s -retentionPeriod=100y -search.disableCache ;;
+  victoriametrics) set -- "$VICTORIAMETRICS" -storageDataPath="$data" -httpListenAddr=127.0.0.1:9491 -search.latencyOffset=0s ;;
   esac
   "$@" >>"$work/log" 2>&1 &
   pid=$!
 }
 base=http://127.0.0.1:9491
+
+# up waits until a server that was just launched answers.
+up() {
+  until answers; do
+    kill -0 "$pid" || { tail -5 "$work/log" >&2; exit 1; }
+    sleep 0.05
+  done
+}
 
 answers() { curl -sf -o /dev/null --max-time 20 "$base/api/v1/query?query=1"; }
 
@@ -61,7 +69,7 @@ measure() {
   local name=$1 before loaded samples seen t warm restart
   rm -rf "${work:?}/$name"
   launch "$name"
-  until answers; do sleep 0.05; done
+  up
   before=$(cpu)
   samples=$("$TSLOAD" write --url "$base/api/v1/write" --shape "$shape" --series "$series" --scrapes "$scrapes" --start "$start" --proto "$proto" --late "$late" | sed -n 's/.*samples=\([0-9]*\).*/\1/p')
   loaded=$(calc %d "$samples / ($(cpu) - $before)")
@@ -83,7 +91,7 @@ measure() {
   t=$(now)
   full
   warm=$(calc %f "$(now) - $t")
-  kill -9 "$pid" && wait "$pid" 2>/dev/null || true
+  { kill -9 "$pid"; wait "$pid"; } 2>/dev/null || true
   t=$(now)
   launch "$name"
   full
