@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/promql/parser"
@@ -262,13 +263,27 @@ func (e *Engine) explain(ctx context.Context, err error) error {
 		e.metrics.refused.WithLabelValues("memory").Inc()
 	case errors.As(err, &samples):
 		e.metrics.refused.WithLabelValues("samples").Inc()
-	case errors.As(err, new(promql.ErrQueryTimeout)), errors.As(err, new(promql.ErrQueryCanceled)):
+		if errors.As(err, new(*TooManySamplesError)) {
+			return err // names the limit itself
+		}
+		return fmt.Errorf("%w: more than --query.max-samples=%d", err, e.o.PromQL.MaxSamples)
+	case errors.As(err, new(promql.ErrQueryTimeout)):
+		return e.timedOut(ctx, err)
+	case errors.As(err, new(promql.ErrQueryCanceled)):
 	case errors.Is(err, context.DeadlineExceeded) && (ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded)):
-		return promql.ErrQueryTimeout("reading series")
+		return e.timedOut(ctx, promql.ErrQueryTimeout("reading series"))
 	case errors.Is(err, context.Canceled):
 		return promql.ErrQueryCanceled("reading series")
 	}
 	return err
+}
+
+// timedOut names the limit that err is about, unless it was the caller's own.
+func (e *Engine) timedOut(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	return fmt.Errorf("%w: longer than --query.timeout=%s", err, model.Duration(e.o.PromQL.Timeout))
 }
 
 // answerSize is what an answer takes, as values and as text.

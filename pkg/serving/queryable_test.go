@@ -363,6 +363,25 @@ func TestGoneBlocksAreReadAgain(t *testing.T) {
 	})
 }
 
+// Who meets a limit learns which it is, and the API still knows the error.
+func TestErrorsNameTheLimit(t *testing.T) {
+	o := testOptions(100)
+	q := NewQueryable(newSet(memory(Speed, 1, many(200, "m", 1)...)), Options{})
+	_, err := run(t, NewEngine(o), q, `m`, 0, 0)
+	require.ErrorAs(t, err, new(promql.ErrTooManySamples))
+	require.EqualError(t, err, "query processing would load too many samples into memory in query execution: more than --query.max-samples=100")
+
+	o = testOptions(50_000_000)
+	qry, err := NewEngine(o).NewInstantQuery(t.Context(), q, nil, `m`, time.UnixMilli(0))
+	require.NoError(t, err)
+	defer qry.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	err = qry.Exec(ctx).Err
+	require.ErrorAs(t, err, new(promql.ErrQueryTimeout))
+	require.NotContains(t, err.Error(), "--query.timeout", "the time was the caller's")
+}
+
 func TestTimeAndCancelling(t *testing.T) {
 	slow := setSource(Batch, func(ctx context.Context) storage.ChunkSeriesSet {
 		<-ctx.Done()
@@ -373,6 +392,7 @@ func TestTimeAndCancelling(t *testing.T) {
 	engine, q := NewEngine(o), NewQueryable(newSet(slow), Options{})
 	_, err := run(t, engine, q, `m`, 0, 0)
 	require.ErrorAs(t, err, new(promql.ErrQueryTimeout))
+	require.ErrorContains(t, err, "longer than --query.timeout=10ms")
 
 	o.PromQL.Timeout = time.Minute
 	qry, err := NewEngine(o).NewInstantQuery(t.Context(), q, nil, `m`, time.UnixMilli(0))
