@@ -101,7 +101,8 @@ func (b *bucketCommand) list(ctx context.Context, stdout io.Writer) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, bkt.Close()) }()
-	listed, err := block.NewLister(bkt).List(ctx)
+	lister := block.NewLister(bkt)
+	listed, err := lister.List(ctx)
 	if err != nil {
 		return err
 	}
@@ -120,6 +121,14 @@ func (b *bucketCommand) list(ctx context.Context, stdout io.Writer) (err error) 
 		from, to := m.Generations()
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%d\t%d\t%d\t%d-%d\t%s\t%s\n", m.ULID, m.Level(), stamp(m.MinTime), stamp(m.MaxTime),
 			m.Stats.NumSeries, m.Stats.NumSamples, m.Size(), from, to, blockState(listed[m.ULID], visible[m.ULID.String()]), m.ExternalLabels())
+	}
+	bad := lister.Bad()
+	for _, id := range slices.SortedFunc(maps.Keys(bad), ulid.ULID.Compare) {
+		state := "broken: " + bad[id].Error()
+		if errors.Is(bad[id], block.ErrDownsampled) {
+			state = "downsampled"
+		}
+		fmt.Fprintf(w, "%s\t-\t-\t-\t-\t-\t-\t-\t%s\t-\n", id, state)
 	}
 	return w.Flush()
 }
@@ -143,18 +152,27 @@ func (b *bucketCommand) verify(ctx context.Context, stdout io.Writer) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, bkt.Close()) }()
-	listed, err := block.NewLister(bkt).List(ctx)
+	lister := block.NewLister(bkt)
+	listed, err := lister.List(ctx)
 	if err != nil {
 		return err
 	}
+	unusable := lister.Bad()
+	ids := slices.AppendSeq(slices.Collect(maps.Keys(listed)), maps.Keys(unusable))
+	slices.SortFunc(ids, ulid.ULID.Compare)
 	bad := 0
-	for _, id := range slices.SortedFunc(maps.Keys(listed), ulid.ULID.Compare) {
+	for _, id := range ids {
+		if errors.Is(unusable[id], block.ErrDownsampled) {
+			fmt.Fprintf(stdout, "%s  not checked  %v\n", id, unusable[id])
+			continue
+		}
 		findings, err := block.Verify(ctx, bkt, id)
 		if err != nil {
-			return fmt.Errorf("verify block %s: %w", id, err)
+			return err // names the block
 		}
 		if len(findings) == 0 {
-			fmt.Fprintf(stdout, "%s  ok  %d series, %d samples\n", id, listed[id].Meta.Stats.NumSeries, listed[id].Meta.Stats.NumSamples)
+			stats := listed[id].Meta.Stats
+			fmt.Fprintf(stdout, "%s  ok  %d series, %d samples\n", id, stats.NumSeries, stats.NumSamples)
 			continue
 		}
 		bad++
@@ -162,9 +180,9 @@ func (b *bucketCommand) verify(ctx context.Context, stdout io.Writer) (err error
 			fmt.Fprintf(stdout, "%s  BAD  %s\n", id, f)
 		}
 	}
-	fmt.Fprintf(stdout, "%d blocks, %d bad\n", len(listed), bad)
+	fmt.Fprintf(stdout, "%d blocks, %d bad\n", len(ids), bad)
 	if bad > 0 {
-		return fmt.Errorf("%d of %d blocks are bad", bad, len(listed))
+		return fmt.Errorf("%d of %d blocks are bad", bad, len(ids))
 	}
 	return nil
 }

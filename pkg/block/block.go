@@ -88,7 +88,7 @@ func OpenBucketMeta(ctx context.Context, bkt objstore.BucketReader, m Meta, cach
 // readable refuses blocks that do not hold raw samples.
 func readable(m *Meta) error {
 	if r := m.Thanos.Downsample.Resolution; r != 0 {
-		return fmt.Errorf("%w: block %s is downsampled to %d ms", ErrUnusable, m.ULID, r)
+		return fmt.Errorf("block %s: %w to %d ms", m.ULID, ErrDownsampled, r)
 	}
 	return nil
 }

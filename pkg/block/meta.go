@@ -46,6 +46,8 @@ var (
 	ErrEmpty = errors.New("block has no samples")
 	// ErrUnusable says that a meta.json is malformed, or of a block that this program does not read.
 	ErrUnusable = errors.New("block cannot be used")
+	// ErrDownsampled is the ErrUnusable of a block that is whole but holds aggregates instead of samples. Thanos makes such.
+	ErrDownsampled = fmt.Errorf("%w: it is downsampled", ErrUnusable)
 	// ErrCorrupt says that the bytes of a block are not what was written.
 	ErrCorrupt = errors.New("block is corrupt")
 )

@@ -34,7 +34,7 @@ type bucketState struct {
 	since   map[ulid.ULID]uint64
 	listed  time.Time // of the last listing that succeeded
 	err     error
-	unknown []serving.Source // in the set from a start without the bucket to the first listing
+	unknown []serving.Source // in the set for what the latest listing could not open, or a start without the bucket
 
 	saving sync.Mutex    // held while the listing is written to a file
 	turn   chan struct{} // held by the one that lists, so that an older listing never replaces a newer one
@@ -87,7 +87,7 @@ func (s *bucketState) missing(metas []block.Meta) []block.Meta {
 }
 
 // listing makes the visible blocks of a listing, begun at mark, those that queries see, in one step.
-func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Meta, opened []*blockSource, unknown []*unknownBlock, local map[ulid.ULID]bool) {
+func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Meta, opened []*blockSource, unknown []serving.Source, local map[ulid.ULID]bool) {
 	var unused []*blockSource
 	defer func() { closeSources(unused) }()
 	defer s.lock(set)()
@@ -114,9 +114,8 @@ func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Met
 		add = append(add, serving.Entry{Source: b, Release: func() { _ = b.Close() }})
 	}
 	remove = append(remove, s.unknown...)
-	s.unknown = nil
+	s.unknown = unknown
 	for _, u := range unknown {
-		s.unknown = append(s.unknown, u)
 		add = append(add, serving.Entry{Source: u})
 	}
 	set.Replace(remove, add)
@@ -294,8 +293,10 @@ func (e *Engine) syncBucket(ctx context.Context) error {
 	}
 	visible := block.Visible(metas)
 	e.report("bucket listing", e.saveListing(visible))
-	e.report("bucket blocks", unusable(e.data.lister.Bad()))
-	return e.show(ctx, mark, visible)
+	bad := e.data.lister.Bad()
+	e.report("bucket blocks", unusable(bad))
+	local := e.localIDs()
+	return e.show(ctx, mark, visible, brokenBlocks(bad, listed, local), local)
 }
 
 func (e *Engine) listBucket(ctx context.Context) (map[ulid.ULID]block.Listed, error) {
@@ -305,23 +306,20 @@ func (e *Engine) listBucket(ctx context.Context) (map[ulid.ULID]block.Listed, er
 	return e.data.lister.List(ctx)
 }
 
-// unusable names the blocks whose samples are missing from answers because their meta.json cannot be used.
-func unusable(bad map[ulid.ULID]error) error {
-	var errs []error
-	for id, err := range bad {
-		errs = append(errs, fmt.Errorf("block %s is left out of answers: %w", id, err))
-	}
-	return errors.Join(errs...)
-}
-
-func (e *Engine) show(ctx context.Context, mark uint64, visible []block.Meta) error {
-	var errs []error
-	local := e.localIDs()
+func (e *Engine) show(ctx context.Context, mark uint64, visible []block.Meta, broken []*brokenBlock, local map[ulid.ULID]bool) error {
+	var (
+		errs []error
+		gaps []serving.Source
+	)
 	opened, unknown := e.openBucketBlocks(ctx, e.data.synced.missing(visible), local)
 	for _, u := range unknown {
 		errs = append(errs, u.err)
+		gaps = append(gaps, u)
 	}
-	e.data.synced.listing(e.set, mark, visible, opened, unknown, local)
+	for _, b := range broken {
+		gaps = append(gaps, b)
+	}
+	e.data.synced.listing(e.set, mark, visible, opened, gaps, local)
 	return errors.Join(errs...)
 }
 

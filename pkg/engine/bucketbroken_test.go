@@ -1,0 +1,98 @@
+package engine
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/util/annotations"
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/serving"
+)
+
+// warnings are those of an instant query of a layer.
+func warnings(t *testing.T, e *Engine, layer serving.Layer) annotations.Annotations {
+	t.Helper()
+	ctx := serving.WithLayer(t.Context(), layer)
+	q, err := e.queries.NewInstantQuery(ctx, e.queryable, nil, `m{series="a"}`, time.Now())
+	require.NoError(t, err)
+	defer q.Close()
+	res := q.Exec(ctx)
+	require.NoError(t, res.Err)
+	return res.Warnings
+}
+
+// labelWarnings are those of requests for names and values of labels, and for series.
+func labelWarnings(t *testing.T, e *Engine) []annotations.Annotations {
+	t.Helper()
+	now := time.Now().UnixMilli()
+	q, err := e.queryable.Querier(now-dayMillis, now)
+	require.NoError(t, err)
+	defer q.Close()
+	_, names, err := q.LabelNames(t.Context(), nil)
+	require.NoError(t, err)
+	_, values, err := q.LabelValues(t.Context(), "series", nil)
+	require.NoError(t, err)
+	set := q.Select(t.Context(), false, nil, labels.MustNewMatcher(labels.MatchEqual, "series", "a"))
+	for set.Next() {
+		continue
+	}
+	require.NoError(t, set.Err())
+	return []annotations.Annotations{names, values, set.Warnings()}
+}
+
+func TestAnswersWarnOfABrokenBlock(t *testing.T) {
+	path, dir := t.TempDir(), filepath.Join(t.TempDir(), "bucket")
+	now := time.Now().UnixMilli()
+	e := startEngine(t, folderConfig(t, path, dir))
+	write(t, e, "a", point{now - 2*dayMillis, 1})
+	require.NoError(t, e.RunBatch(t.Context()))
+	id := e.Layers().Blocks[0].ULID.String()
+	require.Empty(t, warnings(t, e, serving.Merged))
+	stopEngine(t, e)
+	folders, err := filepath.Glob(filepath.Join(dir, "*", block.MetaFilename))
+	require.NoError(t, err)
+	for _, f := range folders {
+		if folder := filepath.Dir(f); filepath.Base(folder) != id {
+			require.NoError(t, os.RemoveAll(folder), "what the block has replaced would answer in its place")
+		}
+	}
+	meta := filepath.Join(dir, id, block.MetaFilename)
+	whole, err := os.ReadFile(meta)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(meta, []byte("{\n"), 0o600))
+
+	e = startEngine(t, folderConfig(t, path, dir))
+	write(t, e, "a", point{now, 2})
+	for _, layer := range []serving.Layer{serving.Merged, serving.Batch} {
+		require.ErrorContains(t, errors.Join(warnings(t, e, layer).AsErrors()...), id)
+	}
+	require.Empty(t, warnings(t, e, serving.Speed))
+	for _, ws := range labelWarnings(t, e) {
+		require.ErrorContains(t, errors.Join(ws.AsErrors()...), id)
+	}
+	require.Contains(t, problem(e, "bucket blocks"), id)
+	require.Equal(t, []point{{now, 2}}, read(t, e, serving.Merged, "a", now, 72*time.Hour), "what is known answers")
+
+	require.NoError(t, os.WriteFile(meta, whole, 0o600))
+	eventually(t, "the block is mended", func() bool { return problem(e, "bucket blocks") == "" })
+	eventually(t, "nothing is missing", func() bool { return len(warnings(t, e, serving.Merged)) == 0 })
+	require.Equal(t, []point{{now - 2*dayMillis, 1}, {now, 2}}, read(t, e, serving.Merged, "a", now, 72*time.Hour))
+}
+
+func TestOnlyBrokenBlocksThatAreMissedCount(t *testing.T) {
+	missed, replaced, local, downsampled := ulid.Make(), ulid.Make(), ulid.Make(), ulid.Make()
+	var merged block.Meta
+	merged.SetExtension(1, 1, 1, replaced)
+	broken := brokenBlocks(map[ulid.ULID]error{
+		missed: block.ErrUnusable, replaced: block.ErrUnusable, local: block.ErrUnusable, downsampled: block.ErrDownsampled,
+	}, map[ulid.ULID]block.Listed{ulid.Make(): {Meta: merged}}, map[ulid.ULID]bool{local: true})
+	require.Len(t, broken, 1)
+	require.Equal(t, missed, broken[0].id)
+}
