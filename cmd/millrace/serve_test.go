@@ -36,6 +36,7 @@ func TestServeEndsWhereOnlyTheUserHelps(t *testing.T) {
 	misspelt := file(t, "http_server_config:\n  http2: true\nbasic_auth_user:\n  a: b\n")
 	broken, empty := file(t, "basic_auth_users: [\n"), file(t, "")
 	s3 := file(t, "type: S3\nconfig:\n  bucket: abc\n  endpoint: 127.0.0.1:1\n  acces_key: a\n")
+	unnamed := file(t, "type: S3\nconfig:\n  endpoint: 127.0.0.1:1\n")
 	for _, row := range []struct {
 		name string
 		args []string
@@ -50,6 +51,7 @@ func TestServeEndsWhereOnlyTheUserHelps(t *testing.T) {
 		{"a web file without users", []string{"--web.listen-address=0.0.0.0:0", "--web.config.file=" + empty}, []string{"no authentication"}},
 		{"a bucket's file that is not there", []string{"--objstore.config-file=" + s3 + "x"}, []string{"--objstore.config-file=" + s3 + "x", "no such file"}},
 		{"an unknown key in the bucket's file", []string{"--objstore.config-file=" + s3}, []string{"--objstore.config-file=" + s3, `no setting "acces_key"`}},
+		{"a bucket without a name", []string{"--objstore.config-file=" + unnamed}, []string{"--objstore.config-file=" + unnamed, `"bucket" is missing`}},
 		{"an unknown type of bucket", []string{"--objstore.config={type: NONE}"}, []string{"--objstore.config", "NONE is not supported"}},
 		{"a bucket that is not YAML", []string{"--objstore.config=type: ["}, []string{"--objstore.config", "line 1"}},
 		{"a data path that cannot be", []string{"--storage.path=/dev/null/x"}, []string{"--storage.path=/dev/null/x"}},

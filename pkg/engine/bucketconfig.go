@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -46,20 +47,62 @@ func OpenBucket(config []byte) (objstore.Bucket, error) {
 }
 
 func newBucket(config []byte) (objstore.Bucket, error) {
-	var c struct {
-		Type   string
-		Config struct{ Directory string }
-		Prefix string
-	}
+	var c bucketSettings
 	// A folder is served by our own bucket, which syncs what is uploaded and maps what is read.
 	if err := yaml.Unmarshal(config, &c); err == nil && strings.EqualFold(c.Type, "FILESYSTEM") && c.Config.Directory != "" {
 		return block.NewDirBucket(filepath.Join(c.Config.Directory, filepath.FromSlash(c.Prefix)))
 	}
 	b, err := client.NewBucket(log.NewNopLogger(), config, "millrace", nil)
+	if err == nil || outage(err) {
+		if unnamed := c.checkName(config); unnamed != nil {
+			if b != nil {
+				_ = b.Close()
+			}
+			return nil, fmt.Errorf("configure bucket: %w", unnamed)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("configure bucket: %w", linedError{err, config})
 	}
 	return b, nil
+}
+
+// bucketSettings is what is looked at here of a bucket's configuration.
+type bucketSettings struct {
+	Type   string
+	Config struct{ Directory, Bucket, Endpoint string }
+	Prefix string
+}
+
+// minNameLength is that of all stores that name buckets.
+const minNameLength = 3
+
+// checkName refuses names that no bucket has: most clients take them, and then fail at every request.
+func (c *bucketSettings) checkName(config []byte) error {
+	switch strings.ToUpper(c.Type) {
+	case "S3", "GCS", "ALIYUNOSS", "BOS", "OBS", "OCI":
+	case "COS":
+		if c.Config.Endpoint != "" {
+			return nil // it names the bucket
+		}
+	default:
+		return nil
+	}
+	name := c.Config.Bucket
+	if name == "" {
+		return errors.New("the setting \"bucket\" is missing: it is the bucket's name")
+	}
+	if len(name) >= minNameLength {
+		return nil
+	}
+	err := fmt.Errorf("bucket: %q is no name of a bucket, which has at least %d characters", name, minNameLength)
+	var doc struct{ Config yaml.Node }
+	if yaml.Unmarshal(config, &doc) == nil {
+		if line := lineOfKey(&doc.Config, "bucket"); line > 0 {
+			return fmt.Errorf("line %d: %w", line, err)
+		}
+	}
+	return err
 }
 
 // linedError is an error of the bucket's client with lines as they are in the configuration. The client counts those of the section

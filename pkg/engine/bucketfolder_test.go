@@ -156,6 +156,9 @@ func TestErrorsOfTheBucketsConfigurationNameFileAndLine(t *testing.T) {
 		{"an unknown setting", "type: S3\nconfig:\n  endpoint: x\n  buckt: y\n", "line 4: there is no setting \"buckt\"", "line 1"},
 		{"an unknown setting, deeper", "type: S3\nconfig:\n  endpoint: x\n\n  http_config:\n    tmeout: 1s\n", "line 6: there is no setting \"tmeout\"", ""},
 		{"a value of the wrong type", "type: S3\nconfig:\n  endpoint: x\n\n  insecure: maybe\n", "cannot unmarshal !!str `maybe` into bool", "line"},
+		{"no bucket", "type: S3\nconfig:\n  endpoint: x\n", `the setting "bucket" is missing`, "line"},
+		{"a short name of a bucket", "type: S3\nconfig:\n  endpoint: x\n  bucket: ab\n", `line 4: bucket: "ab" is no name`, ""},
+		{"a short name in OBS", "type: obs\nconfig: {endpoint: x, bucket: ab, access_key: a, secret_key: b}\n", `line 2: bucket: "ab" is no name`, ""},
 		{"a setting that is missing", "type: S3\nconfig:\n  bucket: x\n", "no s3 endpoint", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
