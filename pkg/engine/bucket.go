@@ -195,7 +195,7 @@ func (e *Engine) openBucket(d *dataPath) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", from, err)
 	}
-	d.folder = newBucketFolder(d.path, d.bucket)
+	d.folder = newBucketFolder(d.path, d.bucket, e.logger)
 	d.lister = block.NewLister(d.bucket)
 	d.cache = e.cache
 	d.runner, err = batch.NewRunner(batch.Options{

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,15 +24,16 @@ type bucketFolder struct {
 	dir      *block.DirBucket
 	file     string
 	prepared bool
+	logger   *slog.Logger
 }
 
 // newBucketFolder is nil for a bucket that is no folder.
-func newBucketFolder(path string, bkt objstore.Bucket) *bucketFolder {
+func newBucketFolder(path string, bkt objstore.Bucket, logger *slog.Logger) *bucketFolder {
 	dir, ok := bkt.(*block.DirBucket)
 	if !ok {
 		return nil
 	}
-	return &bucketFolder{dir: dir, file: filepath.Join(path, foldersFile)}
+	return &bucketFolder{dir: dir, file: filepath.Join(path, foldersFile), logger: logger}
 }
 
 // prepare makes the folder a bucket where that has never been done, and remembers it. Made first, remembered then: a crash in between
@@ -49,11 +51,15 @@ func (f *bucketFolder) prepare(ctx context.Context) error {
 	if known {
 		f.dir.ExpectMade()
 	}
+	_, missing := os.Stat(f.dir.Root())
 	if err := f.dir.Init(ctx); err != nil {
 		if known {
 			return fmt.Errorf("%w (if it is lost for good, stop Millrace and remove %s: it then begins anew)", err, f.file)
 		}
 		return err
+	}
+	if errors.Is(missing, os.ErrNotExist) {
+		f.logger.Info("made the bucket's folder", "path", f.dir.Root()) // it may be a slip of the pen
 	}
 	if !known {
 		folders.Made = append(folders.Made, f.dir.Root())

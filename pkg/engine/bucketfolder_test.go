@@ -1,9 +1,12 @@
 package engine
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -89,6 +92,19 @@ func TestAnotherFolderIsANewBucket(t *testing.T) {
 	require.NoError(t, os.Remove(filepath.Join(path, foldersFile)))
 	e = startEngine(t, folderConfig(t, path, filepath.Join(dirs, "one")))
 	require.NoError(t, e.State().Err)
+}
+
+func TestMakingTheFolderIsLoggedOnce(t *testing.T) {
+	path, there, absent := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "bucket")
+	var log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	for _, dir := range []string{there, absent, absent} {
+		bkt, err := block.NewDirBucket(dir)
+		require.NoError(t, err)
+		require.NoError(t, newBucketFolder(path, bkt, logger).prepare(t.Context()))
+	}
+	require.Equal(t, 1, strings.Count(log.String(), "\n"), log.String())
+	require.Contains(t, log.String(), `level=INFO msg="made the bucket's folder" path=`+absent)
 }
 
 func TestAListOfFoldersThatCannotBeReadIsAnOutage(t *testing.T) {
