@@ -3,18 +3,17 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"sort"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/alecthomas/kingpin/v2"
-	"github.com/alecthomas/units"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/exporter-toolkit/web"
 	"gopkg.in/yaml.v3"
@@ -129,9 +128,9 @@ func (c *Config) Flags(cmd flagger) {
 	durationVar(cmd.Flag("batch.deletion-delay", "How long a superseded block stays in the bucket."), time.Hour, &c.Batch.DeletionDelay)
 
 	durationVar(cmd.Flag("self.scrape-interval", "How often the engine stores its own metrics; 0 is never."), 15*time.Second, &c.SelfScrape)
-	bytesVar(cmd.Flag("memory.limit", "Soft limit of the process's memory; 0 is nine tenths of what the machine or container has."), 0, &c.MemoryLimit)
-	cmd.Flag("log.level", "Least severity of messages that are logged: debug, info, warn or error.").Default("info").EnumVar(&c.LogLevel, "debug", "info", "warn", "error")
-	cmd.Flag("log.format", "Format of log messages: logfmt or json.").Default("logfmt").EnumVar(&c.LogFormat, "logfmt", "json")
+	bytesVar(cmd.Flag("memory.limit", "Soft limit of the process's memory, at least 64MB; 0 is nine tenths of what the machine or container has."), 0, &c.MemoryLimit)
+	named(cmd.Flag("log.level", "Least severity of messages that are logged: debug, info, warn or error.").Default("info"), &choice{&c.LogLevel, []string{"debug", "info", "warn", "error"}})
+	named(cmd.Flag("log.format", "Format of log messages: logfmt or json.").Default("logfmt"), &choice{&c.LogFormat, []string{"logfmt", "json"}})
 }
 
 func (c *Config) storageFlags(cmd flagger) {
@@ -142,8 +141,8 @@ func (c *Config) storageFlags(cmd flagger) {
 	cmd.Flag("storage.start-timestamps", "Keep start timestamps, in chunk encodings that Prometheus before 3.10, Thanos and Mimir cannot read.").BoolVar(&c.Storage.StartTimestamps)
 	named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*labelsValue)(&c.Storage.ExternalLabels))
 	durationVar(cmd.Flag("speed.seal-interval", "A generation is sealed at multiples of this time."), 30*time.Minute, &c.Speed.SealInterval)
-	bytesVar(cmd.Flag("speed.memory-limit", "Most memory for samples that are not in blocks yet; writes beyond it have to wait. A generation is sealed when it holds a quarter. 0 is half of the memory limit."), 0, &c.Speed.MemoryLimit)
-	cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept, across restarts; 0 keeps none.").Default("100000").Int64Var(&c.Speed.Exemplars)
+	bytesVar(cmd.Flag("speed.memory-limit", "Most memory for samples that are not in blocks yet; writes beyond it have to wait. A generation is sealed when it holds a quarter. At least 16MB; 0 is half of the memory limit."), 0, &c.Speed.MemoryLimit)
+	named(cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept, across restarts; 0 keeps none.").Default("100000"), (*int64Value)(&c.Speed.Exemplars))
 }
 
 func (c *Config) bucketFlags(cmd flagger) {
@@ -153,8 +152,31 @@ func (c *Config) bucketFlags(cmd flagger) {
 	bytesVar(cmd.Flag("objstore.cache-size", "Memory for pages of the bucket's objects."), 256<<20, &c.Bucket.CacheBytes)
 }
 
+// The least memory with which the engine gets anywhere: below, the collector would never rest, and every request would seal a generation.
+const (
+	leastMemory      = 64 << 20
+	leastSpeedMemory = 16 << 20
+)
+
+// validateMemory refuses limits that only a slip of the finger asks for, as 1 in place of 1GB.
+func (c *Config) validateMemory() error {
+	if n := c.MemoryLimit; n != 0 && n < leastMemory {
+		return fmt.Errorf("--memory.limit=%s: must be 0 or at least %s", sizeText(n), sizeText(leastMemory))
+	}
+	if n := c.Speed.MemoryLimit; n != 0 && n < leastSpeedMemory {
+		return fmt.Errorf("--speed.memory-limit=%s: must be 0 or at least %s", sizeText(n), sizeText(leastSpeedMemory))
+	}
+	return nil
+}
+
 // Validate checks what flags alone cannot express.
 func (c *Config) Validate() error {
+	if c.Storage.Path == "" {
+		return errors.New("--storage.path=: must name a folder")
+	}
+	if err := c.validateMemory(); err != nil {
+		return err
+	}
 	if _, _, err := c.Storage.walSync(); err != nil {
 		return err
 	}
@@ -249,31 +271,55 @@ func (w WebConfig) check() error {
 }
 
 // needsAuthentication tells whether others can reach the listener and the user does not insist.
-func (w WebConfig) needsAuthentication() bool {
+func (w WebConfig) needsAuthentication() bool { return w.exposed() && !w.AllowUnauthenticated }
+
+// exposed tells whether others than this machine can reach the listener.
+func (w WebConfig) exposed() bool {
 	host, _, err := net.SplitHostPort(w.ListenAddress)
-	return (err != nil || !isLoopback(host)) && !w.AllowUnauthenticated
+	return err != nil || !isLoopback(host)
 }
 
 func (w WebConfig) unauthenticated() error {
 	return fmt.Errorf("--web.listen-address=%s: others can reach this address and no authentication is configured; name a --web.config.file with basic_auth_users or client certificates, listen on 127.0.0.1, or insist with --web.allow-unauthenticated", w.ListenAddress)
 }
 
-// authenticates tells whether the web configuration file asks clients who they are.
-func (w WebConfig) authenticates() (bool, error) {
+// webFile is what the web configuration file says of who is let in, and how.
+type webFile struct {
+	Users map[string]any `yaml:"basic_auth_users"`
+	TLS   struct {
+		Cert       string `yaml:"cert"`
+		CertFile   string `yaml:"cert_file"`
+		ClientAuth string `yaml:"client_auth_type"`
+	} `yaml:"tls_server_config"`
+}
+
+func (w WebConfig) read() (f webFile, err error) {
+	if w.ConfigFile == "" {
+		return f, nil
+	}
 	raw, err := os.ReadFile(w.ConfigFile)
 	if err != nil {
-		return false, err
+		return f, err
 	}
-	var f struct {
-		Users map[string]any `yaml:"basic_auth_users"`
-		TLS   struct {
-			ClientAuth string `yaml:"client_auth_type"`
-		} `yaml:"tls_server_config"`
-	}
-	if err := yaml.Unmarshal(raw, &f); err != nil {
-		return false, err
-	}
-	return len(f.Users) > 0 || f.TLS.ClientAuth == "RequireAndVerifyClientCert", nil
+	return f, yaml.Unmarshal(raw, &f)
+}
+
+// authenticates tells whether the web configuration file asks clients who they are.
+func (w WebConfig) authenticates() (bool, error) {
+	f, err := w.read()
+	return err == nil && (len(f.Users) > 0 || f.TLS.ClientAuth == "RequireAndVerifyClientCert"), err
+}
+
+// open tells whether everyone who reaches the listener from elsewhere may read and write.
+func (w WebConfig) open() bool {
+	authenticates, err := w.authenticates()
+	return w.exposed() && err == nil && !authenticates
+}
+
+// encrypts tells whether the listener speaks TLS.
+func (w WebConfig) encrypts() bool {
+	f, err := w.read()
+	return err == nil && (f.TLS.Cert != "" || f.TLS.CertFile != "")
 }
 
 // settingsError says in one line, and without names of Go's types, what a YAML parser finds wrong with a configuration.
@@ -412,23 +458,27 @@ func configFileArgs(file string, given map[string]bool) ([]string, error) {
 	}
 	var args []string
 	known := knownFlags()
-	for name, node := range settings {
-		if !known[name] {
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		node := settings[name]
+		flag, ok := known[name]
+		if !ok {
 			return nil, fmt.Errorf("line %d: there is no setting %q", node.Line, name)
 		}
 		if given[name] {
 			continue
 		}
-		var one string
-		var many []string
-		switch {
-		case node.Decode(&one) == nil:
-			many = []string{one}
-		case node.Decode(&many) == nil:
-		default:
-			return nil, fmt.Errorf("line %d: %s must be a value or a list of values", node.Line, name)
+		values := []*yaml.Node{&node}
+		if node.Kind == yaml.SequenceNode {
+			values = node.Content
 		}
-		for _, v := range many {
+		for _, n := range values {
+			var v string
+			if n.Decode(&v) != nil {
+				return nil, fmt.Errorf("line %d: %s must be a value or a list of values", n.Line, name)
+			}
+			if err := setAlone(flag, v); err != nil {
+				return nil, fmt.Errorf("line %d: %s: %q: %w", n.Line, name, v, err)
+			}
 			args = append(args, fileArgs(name, v)...)
 		}
 	}
@@ -436,16 +486,29 @@ func configFileArgs(file string, given map[string]bool) ([]string, error) {
 	return args, nil
 }
 
-// knownFlags are the names of all flags.
-func knownFlags() map[string]bool {
+// setAlone tries a value from a file on a flag that nobody reads, so that an error can say where the value stands and not how a flag spells it.
+func setAlone(flag kingpin.Value, v string) error {
+	if b, ok := flag.(interface{ IsBoolFlag() bool }); ok && b.IsBoolFlag() {
+		if v = strings.ToLower(v); v != "true" && v != "false" {
+			return errors.New("must be true or false")
+		}
+	}
+	if n, ok := flag.(interface{ unnamed() kingpin.Value }); ok {
+		flag = n.unnamed()
+	}
+	return flag.Set(v)
+}
+
+// knownFlags are the values of all flags by name, of a configuration of their own.
+func knownFlags() map[string]kingpin.Value {
 	var c Config
 	app := kingpin.New("", "")
 	c.Flags(app)
-	names := map[string]bool{}
+	flags := map[string]kingpin.Value{}
 	for _, f := range app.Model().Flags {
-		names[f.Name] = true
+		flags[f.Name] = f.Value
 	}
-	return names
+	return flags
 }
 
 // fileArgs turns a setting into an argument; booleans of kingpin take none.
@@ -458,126 +521,3 @@ func fileArgs(name, value string) []string {
 	}
 	return []string{"--" + name + "=" + value}
 }
-
-func durationVar(f *kingpin.FlagClause, def time.Duration, target *time.Duration) {
-	named(f.Default(model.Duration(def).String()), (*Duration)(target))
-}
-
-func bytesVar(f *kingpin.FlagClause, def int64, target *int64) {
-	named(f.Default(sizeText(def)), (*bytesValue)(target))
-}
-
-// named gives a flag its value, whose errors then say which flag it was: a value by itself does not know.
-func named(f *kingpin.FlagClause, v kingpin.Value) {
-	n := namedValue{v, f.Model().Name}
-	if _, cumulative := v.(interface{ IsCumulative() bool }); cumulative {
-		f.SetValue(namedList{n})
-		return
-	}
-	f.SetValue(n)
-}
-
-type namedValue struct {
-	kingpin.Value
-	name string
-}
-
-// Set implements kingpin.Value.
-func (n namedValue) Set(s string) error {
-	if err := n.Value.Set(s); err != nil {
-		return fmt.Errorf("--%s=%s: %w", n.name, s, err)
-	}
-	return nil
-}
-
-// namedList is a namedValue that may be given more than once.
-type namedList struct{ namedValue }
-
-// IsCumulative tells kingpin so.
-func (namedList) IsCumulative() bool { return true }
-
-// intValue reads whole numbers.
-type intValue int
-
-func (i *intValue) Set(s string) error {
-	v, err := strconv.Atoi(s)
-	if err != nil {
-		return errors.New("must be a whole number")
-	}
-	*i = intValue(v)
-	return nil
-}
-
-func (i *intValue) String() string { return strconv.Itoa(int(*i)) }
-
-// Duration is the value of a flag for a time, written as Prometheus does: 15m, 2h30m, 1d.
-type Duration time.Duration
-
-// Set implements kingpin.Value.
-func (d *Duration) Set(s string) error {
-	v, err := model.ParseDuration(s)
-	*d = Duration(v)
-	return err
-}
-
-func (d *Duration) String() string { return model.Duration(*d).String() }
-
-// bytesValue reads sizes as Prometheus writes them: 512MB, 10GB, in powers of 1,024.
-type bytesValue int64
-
-func (b *bytesValue) Set(s string) error {
-	v, err := units.ParseBase2Bytes(s)
-	if err != nil || v < 0 {
-		return errors.New("must be a size such as 512MB or 10GB, and not negative")
-	}
-	*b = bytesValue(v)
-	return nil
-}
-
-func (b *bytesValue) String() string { return sizeText(int64(*b)) }
-
-// sizeText writes a size as errors and documentation do, so that what --help shows can be found again in an error and be given as a value.
-func sizeText(n int64) string { return strings.ReplaceAll(units.Base2Bytes(n).String(), "iB", "B") }
-
-// listValue is a comma-separated list; given twice, the lists are joined.
-type listValue []string
-
-func (l *listValue) Set(s string) error {
-	for v := range strings.SplitSeq(s, ",") {
-		if v = strings.TrimSpace(v); v != "" {
-			*l = append(*l, v)
-		}
-	}
-	return nil
-}
-
-func (l *listValue) String() string     { return strings.Join(*l, ",") }
-func (l *listValue) IsCumulative() bool { return true }
-
-// labelsValue collects name=value pairs.
-type labelsValue map[string]string
-
-func (l *labelsValue) Set(s string) error {
-	for pair := range strings.SplitSeq(s, ",") {
-		name, value, ok := strings.Cut(pair, "=")
-		if !ok || value == "" || !model.LegacyValidation.IsValidLabelName(name) || name == model.MetricNameLabel {
-			return fmt.Errorf("%q: must be name=value with a valid label name", pair)
-		}
-		if *l == nil {
-			*l = labelsValue{}
-		}
-		(*l)[name] = value
-	}
-	return nil
-}
-
-func (l *labelsValue) String() string {
-	var out []string
-	for k, v := range *l {
-		out = append(out, k+"="+v)
-	}
-	sort.Strings(out)
-	return strings.Join(out, ",")
-}
-
-func (l *labelsValue) IsCumulative() bool { return true }

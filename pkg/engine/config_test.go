@@ -90,6 +90,23 @@ func TestTheCommandLineAndTheFile(t *testing.T) {
 		{name: "replicas by metric", args: []string{"--ingest.ha-replica-label=__name__", "--ingest.ha-cluster-label=c"}, err: "--ingest.ha-replica-label"},
 		{name: "clusters by metric", args: []string{"--ingest.ha-replica-label=r", "--ingest.ha-cluster-label=__name__"}, err: "--ingest.ha-cluster-label"},
 		{name: "no time to fail", args: []string{"--ingest.ha-replica-label=r", "--ingest.ha-cluster-label=c", "--ingest.ha-failover=0s"}, err: "--ingest.ha-failover=0s"},
+		{name: "a value in the file", file: "# ours\nquery.timeout: abc\n", err: `millrace.yml: line 2: query.timeout: "abc": not a valid duration`},
+		{name: "a value in a list in the file", file: "external-label:\n- a=b\n- a=c\n", err: `line 3: external-label: "a=c": label "a" has the value "b" already`},
+		{name: "a word in the file", file: "log.level: loud\n", err: `line 1: log.level: "loud": must be one of`},
+		{name: "neither true nor false", file: "web.allow-unauthenticated: maybe\n", err: `line 1: web.allow-unauthenticated: "maybe": must be true or false`},
+		{name: "a bad value that the command line replaces", file: "query.timeout: abc\n", args: []string{"--query.timeout=1m"}, check: func(t *testing.T, c Config) {
+			require.Equal(t, time.Minute, c.Query.Timeout)
+		}},
+		{name: "no folder", args: []string{"--storage.path="}, err: "--storage.path="},
+		{name: "no folder in the file", file: "storage.path:\n", err: "--storage.path="},
+		{name: "a level that is none", args: []string{"--log.level=loud"}, err: "--log.level=loud: must be one of debug, info, warn, error"},
+		{name: "a format that is none", args: []string{"--log.format=xml"}, err: "--log.format=xml: must be one of logfmt, json"},
+		{name: "exemplars without a number", args: []string{"--speed.max-exemplars=x"}, err: "--speed.max-exemplars=x"},
+		{name: "too little memory", args: []string{"--memory.limit=1MB"}, err: "--memory.limit=1MB: must be 0 or at least 64MB"},
+		{name: "just enough memory", args: []string{"--memory.limit=64MB", "--speed.memory-limit=16MB"}},
+		{name: "memory by default", args: []string{"--memory.limit=0", "--speed.memory-limit=0"}},
+		{name: "too little memory for samples", args: []string{"--speed.memory-limit=15MB"}, err: "--speed.memory-limit=15MB: must be 0 or at least 16MB"},
+		{name: "a label with two values", args: []string{"--external-label=a=b", "--external-label=a=c"}, err: `--external-label=a=c: label "a" has the value "b" already`},
 		{name: "a reserved label", args: []string{"--external-label=__name__=x"}, err: "__name__"},
 		{name: "a label without a value", args: []string{"--external-label=x"}, err: "name=value"},
 	} {
@@ -170,6 +187,7 @@ func TestGrafanasSettings(t *testing.T) {
 		{name: "unknown settings are told, Grafana's own are not", env: []string{
 			license, "GF_PLUGIN_NONSENSE=1", "GF_PLUGIN_VERSION=1", "GF_PLUGIN_APP_URL=x", "GF_VERSION=12", "PATH=/bin",
 		}, path: "/var/lib/grafana/millrace", unknown: []string{"GF_PLUGIN_NONSENSE"}},
+		{name: "too little memory", env: []string{license, "GF_PLUGIN_SPEED_MEMORY_LIMIT=1MB"}, err: "--speed.memory-limit=1MB"},
 		{name: "a mistake", env: []string{license, "GF_PLUGIN_QUERY_TIMEOUT=soon"}, err: "grafana.ini"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -1,0 +1,173 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/alecthomas/units"
+	"github.com/prometheus/common/model"
+)
+
+func durationVar(f *kingpin.FlagClause, def time.Duration, target *time.Duration) {
+	named(f.Default(model.Duration(def).String()), (*Duration)(target))
+}
+
+func bytesVar(f *kingpin.FlagClause, def int64, target *int64) {
+	named(f.Default(sizeText(def)), (*bytesValue)(target))
+}
+
+// named gives a flag its value, whose errors then say which flag it was: a value by itself does not know.
+func named(f *kingpin.FlagClause, v kingpin.Value) {
+	n := namedValue{v, f.Model().Name}
+	if _, cumulative := v.(interface{ IsCumulative() bool }); cumulative {
+		f.SetValue(namedList{n})
+		return
+	}
+	f.SetValue(n)
+}
+
+type namedValue struct {
+	kingpin.Value
+	name string
+}
+
+// Set implements kingpin.Value.
+func (n namedValue) Set(s string) error {
+	if err := n.Value.Set(s); err != nil {
+		return fmt.Errorf("--%s=%s: %w", n.name, s, err)
+	}
+	return nil
+}
+
+func (n namedValue) unnamed() kingpin.Value { return n.Value }
+
+// namedList is a namedValue that may be given more than once.
+type namedList struct{ namedValue }
+
+// IsCumulative tells kingpin so.
+func (namedList) IsCumulative() bool { return true }
+
+// intValue reads whole numbers.
+type intValue int
+
+func (i *intValue) Set(s string) error {
+	v, err := strconv.Atoi(s)
+	if err != nil {
+		return errors.New("must be a whole number")
+	}
+	*i = intValue(v)
+	return nil
+}
+
+func (i *intValue) String() string { return strconv.Itoa(int(*i)) }
+
+// int64Value reads whole numbers of a wider type.
+type int64Value int64
+
+func (i *int64Value) Set(s string) error {
+	v, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return errors.New("must be a whole number")
+	}
+	*i = int64Value(v)
+	return nil
+}
+
+func (i *int64Value) String() string { return strconv.FormatInt(int64(*i), 10) }
+
+// choice is one of a few words.
+type choice struct {
+	target *string
+	words  []string
+}
+
+func (c *choice) Set(s string) error {
+	if !slices.Contains(c.words, s) {
+		return errors.New("must be one of " + strings.Join(c.words, ", "))
+	}
+	*c.target = s
+	return nil
+}
+
+func (c *choice) String() string { return *c.target }
+
+// Duration is the value of a flag for a time, written as Prometheus does: 15m, 2h30m, 1d.
+type Duration time.Duration
+
+// Set implements kingpin.Value.
+func (d *Duration) Set(s string) error {
+	v, err := model.ParseDuration(s)
+	*d = Duration(v)
+	return err
+}
+
+func (d *Duration) String() string { return model.Duration(*d).String() }
+
+// bytesValue reads sizes as Prometheus writes them: 512MB, 10GB, in powers of 1,024.
+type bytesValue int64
+
+func (b *bytesValue) Set(s string) error {
+	v, err := units.ParseBase2Bytes(s)
+	if err != nil || v < 0 {
+		return errors.New("must be a size such as 512MB or 10GB, and not negative")
+	}
+	*b = bytesValue(v)
+	return nil
+}
+
+func (b *bytesValue) String() string { return sizeText(int64(*b)) }
+
+// sizeText writes a size as errors and documentation do, so that what --help shows can be found again in an error and be given as a value.
+func sizeText(n int64) string { return strings.ReplaceAll(units.Base2Bytes(n).String(), "iB", "B") }
+
+// listValue is a comma-separated list; given twice, the lists are joined.
+type listValue []string
+
+func (l *listValue) Set(s string) error {
+	for v := range strings.SplitSeq(s, ",") {
+		if v = strings.TrimSpace(v); v != "" {
+			*l = append(*l, v)
+		}
+	}
+	return nil
+}
+
+func (l *listValue) String() string     { return strings.Join(*l, ",") }
+func (l *listValue) IsCumulative() bool { return true }
+
+// labelsValue collects name=value pairs.
+type labelsValue map[string]string
+
+func (l *labelsValue) Set(s string) error {
+	for pair := range strings.SplitSeq(s, ",") {
+		name, value, ok := strings.Cut(pair, "=")
+		if !ok || value == "" || !model.LegacyValidation.IsValidLabelName(name) || name == model.MetricNameLabel {
+			return fmt.Errorf("%q: must be name=value with a valid label name", pair)
+		}
+		if *l == nil {
+			*l = labelsValue{}
+		}
+		if earlier, ok := (*l)[name]; ok && earlier != value {
+			return fmt.Errorf("label %q has the value %q already", name, earlier)
+		}
+		(*l)[name] = value
+	}
+	return nil
+}
+
+func (l *labelsValue) String() string {
+	var out []string
+	for k, v := range *l {
+		out = append(out, k+"="+v)
+	}
+	sort.Strings(out)
+	return strings.Join(out, ",")
+}
+
+func (l *labelsValue) IsCumulative() bool { return true }
