@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -30,9 +29,6 @@ func main() {
 		os.Exit(1)
 	}
 }
-
-// errUsage is returned for a command line that names no command; kingpin has printed why.
-var errUsage = errors.New("try 'millrace --help'")
 
 // run carries out the command line args. It returns when the command is done or ctx ends.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -62,7 +58,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	command, err := app.Parse(expanded)
 	if err != nil {
-		return fmt.Errorf("%w; %w", err, errUsage)
+		return fmt.Errorf("%w; try '%s --help'", err, understood(app, expanded))
 	}
 	switch command {
 	case serve.FullCommand():
@@ -79,6 +75,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return nil
 }
 
+// understood is the part of a command line with a mistake that names a command, whose help lists what it takes.
+func understood(app *kingpin.Application, args []string) string {
+	parsed, _ := app.ParseContext(args) // the error is known
+	if parsed == nil || parsed.SelectedCommand == nil {
+		return "millrace"
+	}
+	return "millrace " + parsed.SelectedCommand.FullCommand()
+}
+
 // useBuildInfo takes the version from the module where the build did not set it: 'go install …@version' does not know our flags. The revision
 // needs nothing of the kind: the version package finds it itself.
 func useBuildInfo() {
@@ -90,10 +95,13 @@ func useBuildInfo() {
 // versionText is what is known of the build, without the lines of what is not.
 func versionText() string {
 	var known strings.Builder
-	for line := range strings.Lines(version.Print("millrace") + "\n") {
-		if line = strings.Replace(line, "(branch: , ", "(", 1); !strings.HasSuffix(strings.TrimSpace(line), ":") {
-			known.WriteString(line)
+	first := strings.NewReplacer("branch: , ", "", " (branch: , revision: unknown)", "", ", revision: unknown)", ")")
+	for line := range strings.Lines(version.Print("millrace")) {
+		_, value, isPair := strings.Cut(line, ": ")
+		if value = strings.TrimSpace(value); isPair && (value == "" || value == "unknown") {
+			continue
 		}
+		known.WriteString(strings.TrimRight(first.Replace(line), "\n") + "\n")
 	}
 	return known.String()
 }

@@ -3,9 +3,13 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/common/version"
 	"github.com/stretchr/testify/require"
@@ -45,6 +49,78 @@ func TestHelpHasSizesAsErrorsHaveThem(t *testing.T) {
 	require.NotContains(t, out, "iB")
 }
 
+// The help that an error points to lists what the user was looking for.
+func TestAMistakePointsToTheHelpOfItsCommand(t *testing.T) {
+	for _, row := range []struct {
+		args []string
+		help string
+	}{
+		{[]string{"serve", "--query.timeot=5m"}, "try 'millrace serve --help'"},
+		{[]string{"serve", "--log.level=loud"}, "try 'millrace serve --help'"},
+		{[]string{"bucket", "ls", "--nonsense"}, "try 'millrace bucket ls --help'"},
+		{[]string{"serf"}, "try 'millrace --help'"},
+		{[]string{"--nonsense"}, "try 'millrace --help'"},
+	} {
+		_, stderr, code := millrace(t, row.args...)
+		require.Equal(t, 1, code)
+		require.Contains(t, stderr, row.help)
+	}
+}
+
+func TestSettingsThatCannotWorkEndServe(t *testing.T) {
+	config := file(t, "\nquery.timeout: abc\n")
+	small := file(t, "memory.limit: 1MB\n")
+	for _, row := range [][]string{ // the last is what the error says
+		{"--storage.path=", "--storage.path="},
+		{"--config.file=" + config, "--config.file=" + config + `: line 2: query.timeout: "abc": `},
+		{"--config.file=" + small, "--memory.limit=1MB: must be 0 or at least 64MB (settings of the command line and of --config.file=" + small + ")"},
+	} {
+		_, stderr, code := millrace(t, "serve", row[0])
+		require.Equal(t, 1, code)
+		require.Contains(t, stderr, row[1])
+		require.Equal(t, 1, strings.Count(stderr, "\n"), stderr)
+	}
+}
+
+func TestTheBannerHasAURLThatWorks(t *testing.T) {
+	text := banner("https://10.0.0.1:9393", false)
+	require.Contains(t, text, "curl 'https://10.0.0.1:9393/api/v1/layers'")
+	require.NotContains(t, text, "on this machine")
+	text = banner("http://127.0.0.1:9393", true)
+	require.Contains(t, text, "http://127.0.0.1:9393 (on this machine)")
+	require.Contains(t, text, "url: http://127.0.0.1:9393/api/v1/write")
+}
+
+// An error names the flag of the limit, and has the status and the type that clients of Prometheus know.
+func TestTheAPINamesTheLimitThatAQueryMet(t *testing.T) {
+	const sum = "vector(1)%2Bvector(1)"
+	for _, row := range []struct {
+		flag, end       string
+		query           string
+		status          int
+		errorType, text string
+	}{
+		{"--query.max-samples=100", "80", sum, http.StatusUnprocessableEntity, "execution", "--query.max-samples=100"},
+		{"--query.timeout=1ms", "10000", sum + strings.Repeat("%2Bvector(1)", 200), http.StatusServiceUnavailable, "timeout", "--query.timeout=1ms"},
+	} {
+		t.Run(row.flag, func(t *testing.T) {
+			address := freeAddress(t)
+			serveOn(t, address, "--storage.path="+t.TempDir(), row.flag)
+			require.Eventually(t, func() bool { return answers(t, "http://"+address+"/-/ready") }, 30*time.Second, 20*time.Millisecond)
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/api/v1/query_range?start=0&step=1&end="+row.end+"&query="+row.query, http.NoBody)
+			require.NoError(t, err)
+			resp, err := http.DefaultClient.Do(req)
+			require.NoError(t, err)
+			body, err := io.ReadAll(resp.Body)
+			require.NoError(t, err)
+			require.NoError(t, resp.Body.Close())
+			require.Equal(t, row.status, resp.StatusCode, string(body))
+			require.Contains(t, string(body), `"errorType":"`+row.errorType+`"`)
+			require.Contains(t, string(body), row.text)
+		})
+	}
+}
+
 func TestVersion(t *testing.T) {
 	number, revision := version.Version, version.Revision
 	t.Cleanup(func() { version.Version, version.Revision = number, revision })
@@ -54,7 +130,10 @@ func TestVersion(t *testing.T) {
 	require.Contains(t, text, "go version:")
 	require.NotContains(t, text, "build user", "it is not known")
 
+	require.NotContains(t, text, "tags", "they are not known either")
+
 	out, _, code := millrace(t, "version")
 	require.Zero(t, code)
-	require.Regexp(t, `^millrace, version \S+ \(revision: \S+\)\n`, out, "a build without flags knows something, too")
+	require.Regexp(t, `^millrace, version \S+( \(revision: \S+\))?\n  go version: `, out, "a build without flags knows something, too")
+	require.NotContains(t, out, "unknown")
 }

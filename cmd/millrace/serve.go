@@ -20,6 +20,9 @@ const stopWithin = time.Second
 // runServe runs the engine until ctx ends. Settings that cannot work are an error at once; an outage of the bucket is not.
 func runServe(ctx context.Context, cfg engine.Config, stdout, stderr io.Writer) error {
 	if err := cfg.Validate(); err != nil {
+		if cfg.ConfigFile != "" {
+			return fmt.Errorf("%w (settings of the command line and of --config.file=%s)", err, cfg.ConfigFile)
+		}
 		return err
 	}
 	logger := newLogger(stderr, cfg.LogLevel, cfg.LogFormat)
@@ -34,7 +37,7 @@ func runServe(ctx context.Context, cfg engine.Config, stdout, stderr io.Writer) 
 		return err
 	}
 	e.Start(promapi.ForEngine(e))
-	go welcome(ctx, e, cfg, stdout)
+	go welcome(ctx, e, stdout)
 	<-ctx.Done()
 	logger.Info("stopping")
 	deadline, cancel := context.WithTimeout(context.Background(), stopWithin)
@@ -44,7 +47,7 @@ func runServe(ctx context.Context, cfg engine.Config, stdout, stderr io.Writer) 
 }
 
 // welcome says where to write to and where to ask, once both work.
-func welcome(ctx context.Context, e *engine.Engine, cfg engine.Config, w io.Writer) {
+func welcome(ctx context.Context, e *engine.Engine, w io.Writer) {
 	select {
 	case <-ctx.Done():
 		return
@@ -57,17 +60,21 @@ func welcome(ctx context.Context, e *engine.Engine, cfg engine.Config, w io.Writ
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	scheme := "http"
-	if cfg.Web.ConfigFile != "" {
-		scheme = "http(s)"
-	}
-	base := fmt.Sprintf("%s://%s", scheme, e.Addr())
-	fmt.Fprintf(w, `
-Millrace is ready.
+	fmt.Fprint(w, banner(e.URL()))
+}
 
+// banner is what a user needs first. here says that others have to put this machine's name into the URL.
+func banner(root string, here bool) string {
+	where := ""
+	if here {
+		where = fmt.Sprintf("\n  Its address is %s (on this machine); elsewhere, write this machine's name in place of 127.0.0.1.\n", root)
+	}
+	return fmt.Sprintf(`
+Millrace is ready.
+%[2]s
   Point Prometheus at it:   remote_write: [{url: %[1]s/api/v1/write}]
   Ask it:                   curl '%[1]s/api/v1/query?query=up'
   See its layers:           curl '%[1]s/api/v1/layers'
 
-`, base)
+`, root, where)
 }

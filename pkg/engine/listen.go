@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/exporter-toolkit/web"
@@ -48,6 +49,9 @@ func (e *Engine) serve(ctx context.Context, api http.Handler) (err error) {
 		}
 	}
 	e.report("listener", nil)
+	if e.cfg.Web.open() {
+		e.logger.Warn("the listener asks for no authentication: it is open to everyone who reaches it, to read and to write", "address", l.Addr().String())
+	}
 	srv := &http.Server{Handler: api, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 1 << 20}
 	e.listening.Store(l.Addr())
 	stopped := context.AfterFunc(ctx, func() {
@@ -71,4 +75,22 @@ func (e *Engine) serve(ctx context.Context, api http.Handler) (err error) {
 func (e *Engine) Addr() net.Addr {
 	a, _ := e.listening.Load().(net.Addr)
 	return a
+}
+
+// URL is the root of the engine's API. here tells that it holds on this machine alone, as the listener takes every address. It is "" where
+// there is no listener yet.
+func (e *Engine) URL() (root string, here bool) {
+	addr, ok := e.Addr().(*net.TCPAddr)
+	if !ok {
+		return "", false
+	}
+	scheme := "http"
+	if e.cfg.Web.encrypts() {
+		scheme = "https"
+	}
+	host := addr.String()
+	if here = addr.IP.IsUnspecified(); here {
+		host = net.JoinHostPort("127.0.0.1", strconv.Itoa(addr.Port))
+	}
+	return scheme + "://" + host, here
 }

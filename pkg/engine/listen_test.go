@@ -3,8 +3,14 @@ package engine
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -125,6 +131,62 @@ func TestTheListenerOfAUserWhoInsists(t *testing.T) {
 	cfg.Web = WebConfig{ListenAddress: "0.0.0.0:0", AllowUnauthenticated: true}
 	_, addr := listening(t, cfg)
 	require.Equal(t, http.StatusTeapot, status(t, addr, "", ""))
+}
+
+// certificate returns the files of a new key and of its certificate.
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	public, err := x509.CreateCertificate(rand.Reader, &template, &template, private.Public(), private)
+	require.NoError(t, err)
+	raw, err := x509.MarshalPKCS8PrivateKey(private)
+	require.NoError(t, err)
+	cert, key = filepath.Join(t.TempDir(), "cert.pem"), filepath.Join(t.TempDir(), "key.pem")
+	require.NoError(t, os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: public}), 0o600))
+	require.NoError(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), 0o600))
+	return cert, key
+}
+
+// The URL can be used as it is, and the log warns once of a listener that everyone may use.
+func TestTheURLAndTheWarningOfAListener(t *testing.T) {
+	cert, key := certificate(t)
+	tls := filepath.Join(t.TempDir(), "tls.yml")
+	require.NoError(t, os.WriteFile(tls, []byte("tls_server_config:\n  cert_file: "+cert+"\n  key_file: "+key+"\n"), 0o600))
+	for _, row := range []struct {
+		name string
+		web  WebConfig
+		url  string
+		here bool
+		warn int
+	}{
+		{name: "loopback", web: WebConfig{ListenAddress: "127.0.0.1:0"}, url: "http://127.0.0.1:"},
+		{name: "loopback, insisting", web: WebConfig{ListenAddress: "127.0.0.1:0", AllowUnauthenticated: true}, url: "http://127.0.0.1:"},
+		{name: "loopback, users", web: WebConfig{ListenAddress: "127.0.0.1:0", ConfigFile: webConfig(t)}, url: "http://127.0.0.1:"},
+		{name: "loopback, TLS", web: WebConfig{ListenAddress: "127.0.0.1:0", ConfigFile: tls}, url: "https://127.0.0.1:"},
+		{name: "all addresses", web: WebConfig{ListenAddress: "0.0.0.0:0", AllowUnauthenticated: true}, url: "http://127.0.0.1:", here: true, warn: 1},
+		{name: "all addresses, users", web: WebConfig{ListenAddress: ":0", ConfigFile: webConfig(t), AllowUnauthenticated: true}, url: "http://127.0.0.1:", here: true},
+		{name: "all addresses, TLS", web: WebConfig{ListenAddress: ":0", ConfigFile: tls, AllowUnauthenticated: true}, url: "https://127.0.0.1:", here: true, warn: 1},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			cfg := testConfig(t, t.TempDir())
+			cfg.Web = row.web
+			reg := prometheus.NewRegistry()
+			var log bytes.Buffer // of one logger, which locks; read when that is done
+			e, err := New(cfg, reg, reg, slog.New(slog.NewTextHandler(&log, nil)))
+			require.NoError(t, err)
+			root, _ := e.URL()
+			require.Empty(t, root)
+			e.Start(hello())
+			eventually(t, "it listens", func() bool { return e.Addr() != nil })
+			root, here := e.URL()
+			stopEngine(t, e)
+			require.Regexp(t, "^"+row.url+"[0-9]+$", root)
+			require.Equal(t, row.here, here)
+			require.Equal(t, row.warn, strings.Count(log.String(), "open to everyone"), log.String())
+		})
+	}
 }
 
 func TestAPortInUseIsTakenWhenItIsFree(t *testing.T) {
