@@ -93,7 +93,7 @@ func TestTheBannerHasAURLThatWorks(t *testing.T) {
 
 // An error names the flag of the limit, and has the status and the type that clients of Prometheus know.
 func TestTheAPINamesTheLimitThatAQueryMet(t *testing.T) {
-	const sum = "vector(1)%2Bvector(1)"
+	const sum = "vector(time())%2Bvector(time())"
 	for _, row := range []struct {
 		flag, end       string
 		query           string
@@ -101,7 +101,7 @@ func TestTheAPINamesTheLimitThatAQueryMet(t *testing.T) {
 		errorType, text string
 	}{
 		{"--query.max-samples=100", "80", sum, http.StatusUnprocessableEntity, "execution", "--query.max-samples=100"},
-		{"--query.timeout=1ms", "10000", sum + strings.Repeat("%2Bvector(1)", 200), http.StatusServiceUnavailable, "timeout", "--query.timeout=1ms"},
+		{"--query.timeout=1ms", "10000", sum + strings.Repeat("%2Bvector(time())", 200), http.StatusServiceUnavailable, "timeout", "--query.timeout=1ms"},
 	} {
 		t.Run(row.flag, func(t *testing.T) {
 			address := freeAddress(t)
