@@ -28,7 +28,7 @@ func slashed(name string) string { return strings.ReplaceAll(name, `\`, "/") }
 func Upload(ctx context.Context, bkt objstore.Bucket, dir string) error {
 	m, err := ReadMeta(dir)
 	if err != nil {
-		return fmt.Errorf("upload: %w", err)
+		return fmt.Errorf("upload block in %s: %w", dir, err)
 	}
 	if len(m.Thanos.Labels) == 0 {
 		return fmt.Errorf("upload block %s: it has no external labels", m.ULID)

@@ -32,8 +32,9 @@ type bucketState struct {
 	blocks  map[ulid.ULID]*blockSource
 	changes uint64 // counts uploads, so that a listing that began before one does not take its block away again
 	since   map[ulid.ULID]uint64
-	listed  time.Time // of the last listing that succeeded
-	err     error
+	listed  time.Time        // of the last listing that succeeded
+	err     error            // why the bucket cannot be reached: of the latest listing, or of an upload since one that succeeded
+	upload  bool             // err is an upload's
 	unknown []serving.Source // in the set for what the latest listing could not open, or a start without the bucket
 
 	saving sync.Mutex    // held while the listing is written to a file
@@ -65,6 +66,24 @@ func (s *bucketState) uploaded(set *serving.Set, b *blockSource, local serving.S
 	s.changes++
 	s.blocks[b.meta.ULID], s.since[b.meta.ULID] = b, s.changes
 	set.Replace([]serving.Source{local}, []serving.Entry{{Source: b, Release: func() { _ = b.Close() }}})
+}
+
+// uploadTried hears how an upload ended, which between two listings tells whether the bucket can be reached.
+func (s *bucketState) uploadTried(err error) {
+	if !outage(err) && !errors.Is(err, block.ErrUnavailable) {
+		err = nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.upload || s.err == nil {
+		s.err, s.upload = err, err != nil
+	}
+}
+
+func (s *bucketState) listingFailed(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err, s.upload = err, false
 }
 
 func (s *bucketState) mark() uint64 {
@@ -119,7 +138,7 @@ func (s *bucketState) listing(set *serving.Set, mark uint64, visible []block.Met
 		add = append(add, serving.Entry{Source: u})
 	}
 	set.Replace(remove, add)
-	s.listed, s.err = time.Now(), nil
+	s.listed, s.err, s.upload = time.Now(), nil, false
 }
 
 // assume lets queries see what was in the bucket once, before the first listing; where they need what is unknown they meet an error.
@@ -281,9 +300,7 @@ func (e *Engine) syncBucket(ctx context.Context) error {
 	listed, err := e.listBucket(ctx)
 	if err != nil {
 		e.metrics.bucketUp.Set(0)
-		e.data.synced.mu.Lock()
-		e.data.synced.err = err
-		e.data.synced.mu.Unlock()
+		e.data.synced.listingFailed(err)
 		return fmt.Errorf("list the bucket: %w", err)
 	}
 	e.metrics.bucketUp.Set(1)

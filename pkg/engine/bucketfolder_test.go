@@ -75,6 +75,42 @@ func TestABucketFolderThatIsNotMounted(t *testing.T) {
 	}
 }
 
+func TestAFailedUploadShowsThatTheBucketIsAway(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "bucket")
+	e := startEngine(t, folderConfig(t, t.TempDir(), dir))
+	e.data.synced.turn <- struct{}{} // no listing from now on
+	defer func() { <-e.data.synced.turn }()
+	write(t, e, "a", point{time.Now().UnixMilli(), 1})
+	require.True(t, e.Layers().Bucket.Reachable)
+	require.NoError(t, os.Rename(dir, dir+".away"))
+	require.NoError(t, e.rotate())
+	require.NoError(t, e.flushSealed(t.Context()))
+	err := e.uploadOnce(t.Context())
+	require.ErrorContains(t, err, "is it mounted?")
+	require.Equal(t, 1, strings.Count(err.Error(), "upload block"), err)
+	require.False(t, e.Layers().Bucket.Reachable)
+	require.Contains(t, e.Layers().Bucket.Error, "is it mounted?")
+
+	require.NoError(t, os.Rename(dir+".away", dir))
+	eventually(t, "the upload succeeds", func() bool { return e.uploadOnce(t.Context()) == nil })
+	require.True(t, e.Layers().Bucket.Reachable, e.Layers().Bucket.Error)
+}
+
+// What an upload meets does not hide that the bucket cannot be listed.
+func TestAnUploadDoesNotUndoAFailedListing(t *testing.T) {
+	s := newBucketState()
+	s.listing(serving.NewSet(), 0, nil, nil, nil, nil)
+	s.listingFailed(block.ErrGone)
+	s.uploadTried(block.ErrUnavailable)
+	s.uploadTried(nil)
+	require.Equal(t, block.ErrGone.Error(), s.info().Error)
+	s.listing(serving.NewSet(), 0, nil, nil, nil, nil)
+	s.uploadTried(block.ErrCorrupt)
+	require.True(t, s.info().Reachable, "the bucket answered")
+	s.uploadTried(block.ErrUnavailable)
+	require.False(t, s.info().Reachable)
+}
+
 func TestAnotherFolderIsANewBucket(t *testing.T) {
 	path, dirs := t.TempDir(), t.TempDir()
 	for _, name := range []string{"one", "two"} {

@@ -176,8 +176,12 @@ func (e *Engine) uploadOnce(ctx context.Context) error {
 			return nil
 		}
 		began := time.Now()
-		if err := block.Upload(ctx, e.data.bucket, b.dir); err != nil {
-			return fmt.Errorf("upload block %s: %w", b.meta.ULID, err)
+		err := block.Upload(ctx, e.data.bucket, b.dir)
+		if ctx.Err() == nil {
+			e.data.synced.uploadTried(err)
+		}
+		if err != nil {
+			return err // names the block
 		}
 		if err := e.moveToBucket(ctx, b); err != nil {
 			return err
