@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/prometheus/prometheus/model/labels"
+	writev2 "github.com/prometheus/prometheus/prompb/io/prometheus/write/v2"
 	"github.com/stretchr/testify/require"
 )
 
@@ -45,4 +46,29 @@ func FuzzKeyEquals(f *testing.F) {
 			require.False(t, KeyEquals(key[:int(at)%len(key)], ls))
 		}
 	})
+}
+
+// lookups counts the bytes of the keys that were looked up, and knows none.
+type lookups int
+
+func (l *lookups) Find(_ uint64, key []byte) (uint32, bool) {
+	*l += lookups(len(key))
+	return 0, false
+}
+
+// Any number of series can name one long symbol: what is built only to look them up is bounded by the size of the request.
+func TestLookupsOfARequestAreBounded(t *testing.T) {
+	req := &writev2.Request{Symbols: []string{"", "__name__", strings.Repeat("x", 4000)}}
+	for range 20_000 {
+		req.Timeseries = append(req.Timeseries, writev2.TimeSeries{LabelsRefs: []uint32{1, 2}, Samples: []writev2.Sample{{Timestamp: testNow, Value: 1}}})
+	}
+	body := marshal(t, req)
+	d := newLive(body, nil)
+	d.limits.MaxDecompressed = 64 << 20
+	d.budget = maxExpansion * d.limits.MaxDecompressed
+	var looked lookups
+	d.b.Known = &looked
+	_ = d.decode(V2) // whatever the verdict
+	require.Positive(t, int(looked))
+	require.LessOrEqual(t, int(looked), maxLookups*len(body))
 }

@@ -166,6 +166,21 @@ func TestLostDefinition(t *testing.T) {
 	}, query(t, again, minTime, maxTime, all()))
 }
 
+// A record's memory is free once its floats are applied, also if it defined something.
+func TestDefinitionsOutliveTheirRecords(t *testing.T) {
+	one := func(at int64) *ingest.Batch { return batch(in(lset("__name__", "m"), sample{t: at, v: 1})) }
+	log := logged(NewGeneration(Options{}), one(1), one(2))
+	g := NewGeneration(Options{})
+	reader := NewRecordReader(g)
+	for i, rec := range log {
+		floats, err := reader.Define(rec)
+		require.NoError(t, err)
+		require.NoError(t, floats.Apply(uint64(i)))
+		clear(rec)
+	}
+	require.Equal(t, map[string][]sample{`{__name__="m"}`: {{t: 1, v: 1}, {t: 2, v: 1}}}, query(t, g, minTime, maxTime, all()))
+}
+
 func TestResolveOfAnotherGenerationsReferences(t *testing.T) {
 	old, g := NewGeneration(Options{}), NewGeneration(Options{})
 	for i := range 300 { // So that references differ.
