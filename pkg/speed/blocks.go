@@ -26,20 +26,19 @@ func (b *blocks) at(ref uint32) *[blockSize]byte {
 	return &b.pages[ref>>blockPageBits][ref&(blockPageSize-1)]
 }
 
-// take returns a block that ends a chain, whose data may be anything, and by how many bytes the pool's use of memory grew.
-func (b *blocks) take() (ref uint32, grown int) {
-	if b.free != 0 {
-		ref = b.free
+// take returns a block that ends a chain, whose data may be anything.
+func (b *blocks) take() uint32 {
+	if ref := b.free; ref != 0 {
 		line := b.at(ref)
 		b.free = next(line)
 		setNext(line, 0)
-		return ref, 0
+		return ref
 	}
 	if int(b.used) == len(b.pages)<<blockPageBits {
 		b.pages = append(b.pages, new([blockPageSize][blockSize]byte))
 	}
 	b.used++
-	return b.used, blockSize
+	return b.used
 }
 
 // give takes a chain back.

@@ -163,7 +163,7 @@ func (r *Record) Release() {
 }
 
 func (g *Generation) identity(in *ingest.Series) *identity {
-	return g.regs.regs[in.Hash>>g.regs.shift].at(in.Ref - 1)
+	return g.regs.at(in.Hash, in.Ref-1)
 }
 
 // RecordReader reads a log's records of floats. Define is for one goroutine, which reads the log in order; what it returns may be

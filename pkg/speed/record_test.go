@@ -27,7 +27,7 @@ func floatsBatch(r *rand.Rand, at int64) *ingest.Batch {
 	return b
 }
 
-// log appends batches to a generation and returns their records.
+// logged appends batches to a generation and returns their records.
 func logged(g *Generation, batches ...*ingest.Batch) [][]byte {
 	var log [][]byte
 	for i, b := range batches {
@@ -39,6 +39,15 @@ func logged(g *Generation, batches ...*ingest.Batch) [][]byte {
 		g.Append(uint64(i), b)
 	}
 	return log
+}
+
+// apply reads one record into the reader's generation.
+func apply(r *RecordReader, index uint64, rec []byte) error {
+	floats, err := r.Define(rec)
+	if err != nil {
+		return err
+	}
+	return floats.Apply(index)
 }
 
 func TestRecordsSayWhatWasAppended(t *testing.T) {
@@ -72,9 +81,7 @@ func TestRecordsOfAContinuedGeneration(t *testing.T) {
 		g := NewGeneration(Options{})
 		reader := NewRecordReader(g)
 		for i, rec := range log {
-			floats, err := reader.Define(rec)
-			require.NoError(t, err)
-			require.NoError(t, floats.Apply(uint64(i)))
+			require.NoError(t, apply(reader, uint64(i), rec))
 		}
 		want := NewGeneration(Options{})
 		for i, b := range batches {
@@ -105,15 +112,9 @@ func TestRecordDefinesASeriesUntilItIsWritten(t *testing.T) {
 	require.Less(t, len(third.Bytes), len(first.Bytes))
 
 	reader := NewRecordReader(NewGeneration(Options{}))
-	floats, err := reader.Define(third.Bytes)
-	require.NoError(t, err)
-	require.ErrorIs(t, floats.Apply(0), ErrUndefined)
-	floats, err = reader.Define(second.Bytes)
-	require.NoError(t, err)
-	require.NoError(t, floats.Apply(1))
-	floats, err = reader.Define(third.Bytes)
-	require.NoError(t, err)
-	require.NoError(t, floats.Apply(2), "the index of what could not be applied was given up")
+	require.ErrorIs(t, apply(reader, 0, third.Bytes), ErrUndefined)
+	require.NoError(t, apply(reader, 1, second.Bytes))
+	require.NoError(t, apply(reader, 2, third.Bytes), "the index of what could not be applied was given up")
 }
 
 // Where a definition was lost and the id was given to another series, records from before speak of neither.
@@ -154,9 +155,7 @@ func TestLostDefinition(t *testing.T) {
 	reader := NewRecordReader(again)
 	var errs []error
 	for i, rec := range log[1:] {
-		floats, err := reader.Define(rec)
-		require.NoError(t, err)
-		errs = append(errs, floats.Apply(uint64(i+1)))
+		errs = append(errs, apply(reader, uint64(i+1), rec))
 	}
 	require.ErrorIs(t, errs[0], ErrUndefined)
 	require.ErrorIs(t, errs[1], ErrUndefined)
@@ -173,9 +172,7 @@ func TestDefinitionsOutliveTheirRecords(t *testing.T) {
 	g := NewGeneration(Options{})
 	reader := NewRecordReader(g)
 	for i, rec := range log {
-		floats, err := reader.Define(rec)
-		require.NoError(t, err)
-		require.NoError(t, floats.Apply(uint64(i)))
+		require.NoError(t, apply(reader, uint64(i), rec))
 		clear(rec)
 	}
 	require.Equal(t, map[string][]sample{`{__name__="m"}`: {{t: 1, v: 1}, {t: 2, v: 1}}}, query(t, g, minTime, maxTime, all()))
@@ -222,9 +219,7 @@ func TestResolveConcurrently(t *testing.T) {
 	again := NewGeneration(Options{})
 	reader := NewRecordReader(again)
 	for i, rec := range log {
-		floats, err := reader.Define(rec)
-		require.NoError(t, err)
-		require.NoError(t, floats.Apply(uint64(i)))
+		require.NoError(t, apply(reader, uint64(i), rec))
 	}
 	require.Equal(t, query(t, g, minTime, maxTime, all()), query(t, again, minTime, maxTime, all()))
 }

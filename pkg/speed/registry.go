@@ -122,12 +122,14 @@ func (rs *registries) find(hash uint64, key []byte) (uint32, bool) {
 	return rs.regs[hash>>rs.shift].find(hash, key)
 }
 
+// at returns what a series that was found is known by.
+func (rs *registries) at(hash uint64, ref uint32) *identity { return rs.regs[hash>>rs.shift].at(ref) }
+
 // labels returns the labels of a series, if it is known.
 func (rs *registries) labels(hash uint64, key []byte) (labels.Labels, bool) {
-	r := rs.regs[hash>>rs.shift]
-	ref, ok := r.find(hash, key)
+	ref, ok := rs.find(hash, key)
 	if !ok {
 		return labels.EmptyLabels(), false
 	}
-	return r.at(ref).labels, true
+	return rs.at(hash, ref).labels, true
 }

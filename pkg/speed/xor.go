@@ -130,7 +130,7 @@ func (x *xorWriter) put(b *blocks, u uint64, n uint8) {
 
 // extend adds a block to the chain.
 func (x *xorWriter) extend(b *blocks) {
-	ref, _ := b.take()
+	ref := b.take()
 	if x.first == 0 {
 		x.first = ref
 	} else {
