@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"maps"
 	"net/http"
@@ -24,13 +23,10 @@ import (
 	"github.com/prometheus/prometheus/prompb"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/millrace/millrace/pkg/plugin"
 	"github.com/millrace/millrace/pkg/plugin/plugintest"
 )
-
-var startDelay = flag.Duration("start-delay", 70*time.Second, "how long TestDelayedStart keeps the engine from opening; Grafana waits 60s for the handshake")
 
 // folder is where the executable under test is built, once.
 var folder string
@@ -63,6 +59,11 @@ func grafana(role string) backend.PluginContext {
 
 func waitReady(t *testing.T, p *plugintest.Plugin) {
 	t.Helper()
+	waitReadyWithin(t, p, time.Minute)
+}
+
+func waitReadyWithin(t *testing.T, p *plugintest.Plugin, atMost time.Duration) {
+	t.Helper()
 	var last string
 	ok := func() bool {
 		health, err := p.Health(t.Context(), grafana("Viewer"))
@@ -74,7 +75,7 @@ func waitReady(t *testing.T, p *plugintest.Plugin) {
 		return strings.Contains(health.Message, "engine is ready")
 	}
 	for start := time.Now(); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Since(start) > time.Minute {
+		if time.Since(start) > atMost {
 			t.Fatalf("the engine is not ready: %s\n%s", last, p.Log())
 		}
 	}
@@ -82,10 +83,15 @@ func waitReady(t *testing.T, p *plugintest.Plugin) {
 
 // write sends one sample through Grafana's door and returns the status.
 func write(ctx context.Context, p *plugintest.Plugin, role string, ts int64, v float64) (int, error) {
-	raw, err := (&prompb.WriteRequest{Timeseries: []prompb.TimeSeries{{
+	return send(ctx, p, role, prompb.TimeSeries{
 		Labels:  []prompb.Label{{Name: "__name__", Value: "acked"}, {Name: "job", Value: "test"}},
 		Samples: []prompb.Sample{{Timestamp: ts, Value: v}},
-	}}}).Marshal()
+	})
+}
+
+// send writes what there is of one series through Grafana's door and returns the status.
+func send(ctx context.Context, p *plugintest.Plugin, role string, series prompb.TimeSeries) (int, error) {
+	raw, err := (&prompb.WriteRequest{Timeseries: []prompb.TimeSeries{series}}).Marshal()
 	if err != nil {
 		return 0, err
 	}
@@ -121,32 +127,49 @@ func flood(t *testing.T, p *plugintest.Plugin, stop <-chan struct{}) map[int64]f
 	}
 }
 
-// stored reads every sample of the series back, raw.
-func stored(t *testing.T, p *plugintest.Plugin) map[int64]float64 {
+// query asks for an instant vector or matrix of at most one series, and decodes that.
+func query(t *testing.T, p *plugintest.Plugin, expr string, series any) {
 	t.Helper()
-	form := url.Values{"query": {"acked[2h]"}}
+	form := url.Values{"query": {expr}}
 	resp, err := p.Resource(t.Context(), &backend.CallResourceRequest{PluginContext: grafana("Viewer"), Method: http.MethodGet, Path: "api/v1/query", URL: "api/v1/query?" + form.Encode()})
 	require.NoError(t, err)
 	require.Equal(t, 200, resp.Status, "%s", resp.Body)
 	var body struct {
 		Data struct {
-			Result []struct {
-				Values [][2]json.RawMessage `json:"values"`
-			} `json:"result"`
+			Result []json.RawMessage `json:"result"`
 		} `json:"data"`
 	}
 	require.NoError(t, json.Unmarshal(resp.Body, &body))
+	require.LessOrEqual(t, len(body.Data.Result), 1)
+	for _, raw := range body.Data.Result {
+		require.NoError(t, json.Unmarshal(raw, series))
+	}
+}
+
+// pair is a sample as the API writes it.
+type pair [2]json.RawMessage
+
+func (s pair) decode(t *testing.T) (ms int64, v float64) {
+	t.Helper()
+	var at float64
+	require.NoError(t, json.Unmarshal(s[0], &at))
+	_, err := fmt.Sscanf(string(s[1]), `"%g"`, &v)
+	require.NoError(t, err)
+	return int64(at*1000 + 0.5), v
+}
+
+// stored reads every sample of the series back, raw.
+func stored(t *testing.T, p *plugintest.Plugin) map[int64]float64 {
+	t.Helper()
+	var series struct {
+		Values []pair `json:"values"`
+	}
+	query(t, p, "acked[2h]", &series)
 	out := map[int64]float64{}
-	for _, s := range body.Data.Result {
-		for _, pair := range s.Values {
-			var at, v float64
-			require.NoError(t, json.Unmarshal(pair[0], &at))
-			_, err := fmt.Sscanf(string(pair[1]), `"%g"`, &v)
-			require.NoError(t, err)
-			ms := int64(at*1000 + 0.5)
-			require.NotContains(t, out, ms, "a sample appears twice")
-			out[ms] = v
-		}
+	for _, s := range series.Values {
+		ms, v := s.decode(t)
+		require.NotContains(t, out, ms, "a sample appears twice")
+		out[ms] = v
 	}
 	return out
 }
@@ -245,34 +268,6 @@ func TestAnswers(t *testing.T) {
 	require.Contains(t, metrics, "\nmillrace_")
 	require.Eventually(t, func() bool { return strings.Contains(p.Log(), `"setting":"nonsense"`) }, 5*time.Second, 10*time.Millisecond)
 	require.NotContains(t, p.Log(), `"setting":"version"`)
-}
-
-// An engine that takes its time to open, here as another process holds the data path, is waited for, whatever Grafana's patience.
-func TestDelayedStart(t *testing.T) {
-	path, dataPath := build(t), filepath.Join(t.TempDir(), "millrace")
-	require.NoError(t, os.MkdirAll(dataPath, 0o750))
-	lock, err := os.OpenFile(filepath.Join(dataPath, "lock"), os.O_RDWR|os.O_CREATE, 0o640)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = lock.Close() })
-	require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB))
-
-	p := start(t, path, dataPath, plugintest.Options{})
-	require.Less(t, p.Handshake, time.Minute)
-	for begin := time.Now(); time.Since(begin) < *startDelay; time.Sleep(*startDelay / 10) {
-		health, err := p.Health(t.Context(), grafana("Viewer"))
-		require.NoError(t, err)
-		require.Equal(t, backend.HealthStatusError, health.Status)
-		status, err := write(t.Context(), p, "Editor", time.Now().UnixMilli(), 1)
-		require.NoError(t, err)
-		require.Equal(t, 503, status)
-	}
-	require.NoError(t, lock.Close())
-	waitReady(t, p)
-	stop := make(chan struct{})
-	time.AfterFunc(200*time.Millisecond, func() { close(stop) })
-	want := flood(t, p, stop)
-	require.NotEmpty(t, want)
-	require.Equal(t, want, stored(t, p))
 }
 
 // Settings that are wrong do not end the process, which would only be started again; they are what the health check says.

@@ -87,6 +87,9 @@ type replayer struct {
 	wg          sync.WaitGroup
 	undecodable atomic.Int64
 	unknown     atomic.Bool // a later version wrote some of the records
+
+	size, read int64 // of the log and of what is read of it, in bytes; roughly, as frames are not counted
+	shown      time.Time
 }
 
 type indexed struct {
@@ -97,7 +100,7 @@ type indexed struct {
 
 func (e *Engine) newReplayer(ctx context.Context, g *generation) *replayer {
 	workers := runtime.GOMAXPROCS(0)
-	r := &replayer{e: e, g: g, ctx: ctx, floats: speed.NewRecordReader(g.mem), records: make(chan indexed, 4*workers)}
+	r := &replayer{e: e, g: g, ctx: ctx, floats: speed.NewRecordReader(g.mem), records: make(chan indexed, 4*workers), size: dirSize(g.dir)}
 	for range workers {
 		r.wg.Go(r.work)
 	}
@@ -112,10 +115,18 @@ func (r *replayer) add(record []byte) error {
 		r.g.mem.Skip(r.g.replayed)
 		r.undecoded(r.g.replayed, err)
 	}
-	if r.g.replayed++; r.g.replayed%1000 == 0 {
-		r.e.setProgress("replaying the log of generation %d: %d requests", r.g.Number, r.g.replayed)
-	}
+	r.g.replayed++
+	r.read += int64(len(record))
+	r.showProgress()
 	return nil
+}
+
+func (r *replayer) showProgress() {
+	if time.Since(r.shown) < time.Second/2 {
+		return
+	}
+	r.shown = time.Now()
+	r.e.setProgress("replaying the log of generation %d: %d %% (%d requests)", r.g.Number, 100*r.read/max(r.size, r.read), r.g.replayed)
 }
 
 // hand gives a record to the workers. The definitions in records of floats are read here, where the order is that of the log.
