@@ -11,6 +11,12 @@ import (
 	"github.com/prometheus/prometheus/tsdb/chunks"
 )
 
+// Sampled is a ChunkSeries that may have its samples at hand more cheaply than its chunks. Samples returns what these hold; ok is false where the
+// chunks are the cheaper way.
+type Sampled interface {
+	Samples() (it chunkenc.Iterator, ok bool)
+}
+
 // Series merges series of the same labels, in order of precedence (later wins), into one series of samples. Each input's
 // chunks are sorted by time and do not overlap. Chunks are opened as the iterator reaches them; a Seek does not open those
 // that lie before its target. The samples are not limited to any range: a chunk is read whole.
@@ -34,6 +40,12 @@ func (s mergedSeries) Iterator(it chunkenc.Iterator) chunkenc.Iterator {
 	}
 	u.resize(len(s))
 	for i, cs := range s {
+		if x, ok := cs.(Sampled); ok {
+			if it, ok := x.Samples(); ok {
+				u.inputs[i].it = it
+				continue
+			}
+		}
 		c, ok := u.inputs[i].it.(*chain)
 		if !ok {
 			c = &chain{}

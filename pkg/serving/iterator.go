@@ -7,6 +7,8 @@ import (
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
+
+	"github.com/millrace/millrace/pkg/merge"
 )
 
 // plainSeries is a series that one source alone has: there is nothing to merge, and what histograms say of their predecessors stays true.
@@ -18,6 +20,11 @@ type plainSeries struct {
 func (s *plainSeries) Labels() labels.Labels { return s.lset }
 
 func (s *plainSeries) Iterator(it chunkenc.Iterator) chunkenc.Iterator {
+	if x, ok := s.part.(merge.Sampled); ok {
+		if it, ok := x.Samples(); ok {
+			return it
+		}
+	}
 	p, ok := it.(*plainIterator)
 	if !ok {
 		p = &plainIterator{}

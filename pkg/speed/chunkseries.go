@@ -43,7 +43,7 @@ func (c *chunkSeries) Iterator(reuse chunks.Iterator) chunks.Iterator {
 		*it = chunkList{metas: snap.inOrder, i: -1}
 		return it
 	}
-	layers, err := snap.layers(c.labels, c.withST)
+	layers, err := snap.series(c.labels, c.withST)
 	if err != nil {
 		return failedChunks{err}
 	}
@@ -65,25 +65,64 @@ func (l *chunkList) Next() bool {
 func (l *chunkList) At() chunks.Meta { return l.metas[l.i] }
 func (*chunkList) Err() error        { return nil }
 
-// Extent returns the range of a series' chunks that reach into the query's, in milliseconds, and the number of their samples, without
-// copying any. ok is false if that takes more than a look: where there are histograms or late samples.
+// Samples implements merge.Sampled: where there are late samples, to merge them in need not end in chunks.
+func (c *chunkSeries) Samples() (chunkenc.Iterator, bool) {
+	if !c.hasLate() {
+		return nil, false
+	}
+	var snap snapshot
+	if err := c.snapshot(&snap); err != nil {
+		return nil, false // Iterator will say why.
+	}
+	return merge.Limit(snap.samples(), c.mint, c.maxt), true // Trimmed as there.
+}
+
+func (c *chunkSeries) hasLate() bool {
+	c.sh.reg.mu.RLock()
+	defer c.sh.reg.mu.RUnlock()
+	s := c.sh.series(c.ref)
+	return s.rest().late != nil && !c.newestIsOpen(s)
+}
+
+// newestIsOpen says that nothing but the open chunk's last sample counts.
+func (c *chunkSeries) newestIsOpen(s *series) bool {
+	// A late sample may replace that one, but is never after it.
+	return c.newest && s.xor.n > 0 && c.mint <= s.lastT && s.lastT <= c.maxt && !s.rest().lateAtLast()
+}
+
+// Extent returns the range of a series' chunks that reach into the query's, in milliseconds, and the number of their samples, those that late
+// ones replace included, without copying any. ok is false if that takes more than a look: where there are histograms.
 func (c *chunkSeries) Extent() (mint, maxt int64, samples int, ok bool) {
 	c.sh.reg.mu.RLock()
 	defer c.sh.reg.mu.RUnlock()
 	s := c.sh.series(c.ref)
 	more := s.rest()
-	if more.enc != nil || more.late != nil {
+	if more.enc != nil {
 		return 0, 0, 0, false
 	}
 	mint, maxt = math.MaxInt64, math.MinInt64
+	if l := more.late; l != nil {
+		if l.histograms {
+			return 0, 0, 0, false
+		}
+		if len(l.buf) > 0 && l.mint <= c.maxt && c.mint <= l.maxt {
+			mint, maxt, samples = l.mint, l.maxt, len(l.buf)
+		}
+		for _, r := range l.chunks {
+			if r.overlaps(c.mint, c.maxt) {
+				mint, maxt = min(mint, r.mint), max(maxt, r.maxt)
+				samples += c.sh.arena.samples(r)
+			}
+		}
+	}
 	for _, r := range more.closed {
 		if r.overlaps(c.mint, c.maxt) {
-			mint, maxt = min(mint, r.mint), r.maxt
+			mint, maxt = min(mint, r.mint), max(maxt, r.maxt)
 			samples += c.sh.arena.samples(r)
 		}
 	}
 	if s.xor.n > 0 && s.mint <= c.maxt && c.mint <= s.lastT {
-		mint, maxt = min(mint, s.mint), s.lastT
+		mint, maxt = min(mint, s.mint), max(maxt, s.lastT)
 		samples += int(s.xor.n)
 	}
 	return mint, maxt, samples, true
@@ -101,7 +140,7 @@ func (c *chunkSeries) snapshot(snap *snapshot) error {
 	defer c.sh.reg.mu.RUnlock()
 	s := c.sh.series(c.ref)
 	more := s.rest()
-	if c.newest && s.xor.n > 0 && c.mint <= s.lastT && s.lastT <= c.maxt && more.late == nil {
+	if c.newestIsOpen(s) {
 		meta, err := openChunk(s.xor.single(), chunkenc.EncXOR, s.lastT, s.lastT)
 		snap.inOrder = append(snap.inOrder, meta)
 		return err
@@ -181,26 +220,50 @@ func (c *chunkSeries) openHead(s *series, out *[]chunks.Meta) error {
 	return nil
 }
 
-// layers turns a snapshot into series in order of precedence. Late chunks that follow one another in time share a layer: a
-// device that delivers two weeks in order makes one layer of a thousand chunks.
-func (s *snapshot) layers(ls labels.Labels, withST bool) ([]storage.ChunkSeries, error) {
-	out := []storage.ChunkSeries{&layer{ls, s.inOrder}}
+// layers divides a snapshot's chunks into lists in order of precedence. Late chunks that follow one another in time share one: a
+// device that delivers two weeks in order makes one list of a thousand chunks.
+func (s *snapshot) layers() [][]chunks.Meta {
+	out := [][]chunks.Meta{s.inOrder}
 	last := int64(math.MaxInt64)
 	for _, meta := range s.late {
 		if meta.MinTime <= last {
-			out = append(out, &layer{labels: ls})
+			out = append(out, nil)
 		}
-		l, _ := out[len(out)-1].(*layer)
-		l.metas = append(l.metas, meta)
+		out[len(out)-1] = append(out[len(out)-1], meta)
 		last = meta.MaxTime
 	}
+	return out
+}
+
+// samples merges a snapshot.
+func (s *snapshot) samples() chunkenc.Iterator {
+	layers := s.layers()
+	its := make([]chunkenc.Iterator, 0, len(layers)+1)
+	for _, metas := range layers {
+		if len(metas) > 0 {
+			its = append(its, merge.ChunkIterator(&chunkList{metas: metas, i: -1}))
+		}
+	}
 	if len(s.buf) > 0 {
-		l := &layer{labels: ls}
-		err := encodeLate(settle(s.buf), withST, func(meta chunks.Meta) { l.metas = append(l.metas, meta) })
+		its = append(its, &lateIterator{samples: settle(s.buf), i: -1})
+	}
+	return merge.Iterators(its)
+}
+
+// series turns a snapshot into series in order of precedence.
+func (s *snapshot) series(ls labels.Labels, withST bool) ([]storage.ChunkSeries, error) {
+	layers := s.layers()
+	if len(s.buf) > 0 {
+		var metas []chunks.Meta
+		err := encodeLate(settle(s.buf), withST, func(meta chunks.Meta) { metas = append(metas, meta) })
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, l)
+		layers = append(layers, metas)
+	}
+	out := make([]storage.ChunkSeries, len(layers))
+	for i, metas := range layers {
+		out[i] = &layer{ls, metas}
 	}
 	return out, nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb/chunks"
 
 	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/merge"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -97,14 +98,7 @@ func samplesOf(t testing.TB, it chunks.Iterator, mint, maxt int64) []sample {
 			}
 			last, first = s.t, false
 			n++
-			switch vt {
-			case chunkenc.ValFloat:
-				_, s.v = cit.At()
-			case chunkenc.ValHistogram:
-				_, s.h = cit.AtHistogram(nil)
-			case chunkenc.ValFloatHistogram:
-				_, s.fh = cit.AtFloatHistogram(nil)
-			}
+			s.read(cit, vt)
 			if s.t >= mint && s.t <= maxt {
 				out = append(out, s)
 			}
@@ -116,6 +110,66 @@ func samplesOf(t testing.TB, it chunks.Iterator, mint, maxt int64) []sample {
 	}
 	require.NoError(t, it.Err())
 	return out
+}
+
+// read takes over the value at which an iterator stands.
+func (s *sample) read(it chunkenc.Iterator, vt chunkenc.ValueType) {
+	switch vt {
+	case chunkenc.ValFloat:
+		_, s.v = it.At()
+	case chunkenc.ValHistogram:
+		_, s.h = it.AtHistogram(nil)
+	case chunkenc.ValFloatHistogram:
+		_, s.fh = it.AtFloatHistogram(nil)
+	}
+}
+
+func iterated(t testing.TB, it chunkenc.Iterator) []sample {
+	t.Helper()
+	out := []sample{}
+	for vt := it.Next(); vt != chunkenc.ValNone; vt = it.Next() {
+		s := sample{t: it.AtT(), st: it.AtST()}
+		s.read(it, vt)
+		out = append(out, s)
+	}
+	require.NoError(t, it.Err())
+	return out
+}
+
+// requireSampled compares the samples of those series that have late ones with what their chunks hold, while nothing is appended.
+func requireSampled(t testing.TB, g *Generation, mint, maxt int64) {
+	t.Helper()
+	q, err := g.ChunkQuerier(mint, maxt)
+	require.NoError(t, err)
+	for set := q.Select(ctx, true, nil, all()); set.Next(); {
+		s := set.At()
+		want := samplesOf(t, s.Iterator(nil), mint, maxt)
+		it, ok := s.(merge.Sampled).Samples()
+		if !ok {
+			continue
+		}
+		requireSamples(t, want, iterated(t, it))
+		it, _ = s.(merge.Sampled).Samples()
+		requireSeeks(t, want, it)
+	}
+}
+
+// requireSeeks goes through the samples in steps of three, once to a time just before a sample's.
+func requireSeeks(t testing.TB, want []sample, it chunkenc.Iterator) {
+	t.Helper()
+	for i := 0; i < len(want); i += 3 {
+		at := want[i].t
+		if i > 0 && want[i-1].t < at-1 {
+			at--
+		}
+		require.NotEqual(t, chunkenc.ValNone, it.Seek(at))
+		require.Equal(t, want[i].t, it.AtT())
+		require.NotEqual(t, chunkenc.ValNone, it.Seek(at), "it does not go back")
+		require.Equal(t, want[i].t, it.AtT())
+	}
+	if len(want) > 0 && want[len(want)-1].t < maxTime {
+		require.Equal(t, chunkenc.ValNone, it.Seek(want[len(want)-1].t+1))
+	}
 }
 
 // requireSamples compares to the bit; of histograms, in their compact form.

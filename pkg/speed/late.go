@@ -7,6 +7,7 @@ import (
 	"unsafe"
 
 	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
 
 	"github.com/millrace/millrace/pkg/merge"
@@ -39,6 +40,7 @@ type lateData struct {
 	buf    []lateSample // In the order of arrival.
 	// The range of buf.
 	mint, maxt int64
+	histograms bool // There are or were some.
 	// atLast says that there is a late sample with the timestamp of the series' last in-order sample: then the latter is
 	// no longer what counts, and a repetition of it must not be dropped.
 	atLast bool
@@ -56,6 +58,7 @@ func (l *lateData) add(s lateSample) int {
 		l.buf = grown
 	}
 	l.buf = append(l.buf, s)
+	l.histograms = l.histograms || s.h != nil
 	l.mint, l.maxt = min(l.mint, s.t), max(l.maxt, s.t)
 	return (cap(l.buf) - before) * lateSampleBytes
 }
@@ -71,6 +74,72 @@ func settle(buf []lateSample) []lateSample {
 		out = append(out, s)
 	}
 	return out
+}
+
+// lateIterator iterates over settled samples. Their histograms' hints say nothing of their neighbours, which are others than where they came from.
+type lateIterator struct {
+	samples []lateSample
+	i       int
+}
+
+func (it *lateIterator) Next() chunkenc.ValueType {
+	it.i++
+	return it.valueType()
+}
+
+func (it *lateIterator) Seek(t int64) chunkenc.ValueType {
+	it.i = max(it.i, 0)
+	for it.i < len(it.samples) && it.samples[it.i].t < t {
+		it.i++
+	}
+	return it.valueType()
+}
+
+func (it *lateIterator) valueType() chunkenc.ValueType {
+	switch {
+	case it.i >= len(it.samples):
+		it.i = len(it.samples)
+		return chunkenc.ValNone
+	case it.samples[it.i].h == nil:
+		return chunkenc.ValFloat
+	case it.samples[it.i].h.h != nil:
+		return chunkenc.ValHistogram
+	}
+	return chunkenc.ValFloatHistogram
+}
+
+func (it *lateIterator) At() (int64, float64) { return it.samples[it.i].t, it.samples[it.i].v }
+func (it *lateIterator) AtT() int64           { return it.samples[it.i].t }
+func (it *lateIterator) AtST() int64          { return it.samples[it.i].st }
+func (*lateIterator) Err() error              { return nil }
+
+// AtHistogram returns a copy, since readers may change what they get.
+func (it *lateIterator) AtHistogram(dst *histogram.Histogram) (int64, *histogram.Histogram) {
+	s := it.samples[it.i]
+	if dst == nil {
+		dst = &histogram.Histogram{}
+	}
+	s.h.h.CopyTo(dst)
+	if !isGauge(dst.CounterResetHint) {
+		dst.CounterResetHint = histogram.UnknownCounterReset
+	}
+	return s.t, dst
+}
+
+func (it *lateIterator) AtFloatHistogram(dst *histogram.FloatHistogram) (int64, *histogram.FloatHistogram) {
+	s := it.samples[it.i]
+	if dst == nil {
+		dst = &histogram.FloatHistogram{}
+	}
+	if s.h.fh != nil {
+		s.h.fh.CopyTo(dst)
+	} else {
+		dst = s.h.h.ToFloat(dst)
+	}
+	if !isGauge(dst.CounterResetHint) {
+		dst.CounterResetHint = histogram.UnknownCounterReset
+	}
+	return s.t, dst
 }
 
 // encodeLate encodes settled samples, handing each finished chunk to emit.

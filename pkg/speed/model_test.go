@@ -152,6 +152,7 @@ func (m model) series(key string, mint, maxt int64) []sample {
 
 func requireModel(t testing.TB, m model, g *Generation, mint, maxt int64) {
 	t.Helper()
+	requireSampled(t, g, mint, maxt)
 	got := query(t, g, mint, maxt, all())
 	for key := range m {
 		requireSamples(t, m.series(key, mint, maxt), got[key])
