@@ -115,7 +115,7 @@ func (c *Config) Flags(cmd flagger) {
 	durationVar(cmd.Flag("ingest.max-past", "How far behind the clock a sample may be; 0 is no limit."), d.MaxPast, &c.Ingest.MaxPast)
 	cmd.Flag("ingest.ha-replica-label", "Label that tells the replicas of a pair of Prometheus servers apart; one of them is stored, without it.").StringVar(&c.Ingest.HA.ReplicaLabel)
 	cmd.Flag("ingest.ha-cluster-label", "Label that the replicas of a pair have in common.").StringVar(&c.Ingest.HA.ClusterLabel)
-	durationVar(cmd.Flag("ingest.ha-failover", "How long nothing of a pair's elected replica has been stored when another takes its place."), d.HA.Failover, &c.Ingest.HA.Failover)
+	durationVar(cmd.Flag("ingest.ha-failover", "How long nothing has come from a pair's elected replica that could be stored when another takes its place."), d.HA.Failover, &c.Ingest.HA.Failover)
 
 	durationVar(cmd.Flag("query.timeout", "Longest time a query may take."), 2*time.Minute, &c.Query.Timeout)
 	named(cmd.Flag("query.max-samples", "Most samples one query may hold in memory.").Default("50000000"), (*intValue)(&c.Query.MaxSamples))

@@ -2,6 +2,8 @@ package ingest
 
 import (
 	"bytes"
+	"fmt"
+	"net/http"
 	"time"
 	"unsafe"
 )
@@ -25,6 +27,7 @@ type pairing struct {
 	current int     // 1 + use of the open series, if it is kept or dropped; else 0
 	dropped Written // of all uses
 	kept    bool    // some series was stored without its replica label
+	waits   []byte  // cluster of some replica for which the verdict was verdictWait
 }
 
 // replicaUse is a replica that a request holds series of.
@@ -43,6 +46,17 @@ const replicaUseSize = int(unsafe.Sizeof(replicaUse{}))
 func (p *pairing) begin(t *replicas) {
 	if t != nil {
 		p.labels, p.table, p.now = t.labels, t, t.now()
+	}
+}
+
+// refusal is the error for a request that must wait for the elected replica's; nil if it need not.
+func (p *pairing) refusal() error {
+	if p.waits == nil {
+		return nil
+	}
+	return &Unavailable{
+		Status: http.StatusServiceUnavailable, RetryAfter: 5 * time.Second,
+		Reason: fmt.Sprintf("samples of the elected replica of cluster %s cannot be stored at the moment; until they are, those of the others are not dropped", quote(p.waits)),
 	}
 }
 
@@ -75,6 +89,9 @@ func (d *decoder) elect(cluster, replica []byte) verdict {
 		return v
 	}
 	e, held, v := p.table.elect(cluster, replica, p.now)
+	if v == verdictWait {
+		p.waits, v = cluster, verdictDrop // The whole request will be refused.
+	}
 	if v == verdictKeep || v == verdictDrop {
 		d.spend(replicaUseSize) // If that was too much, the end of the series says so.
 		p.uses = append(p.uses, replicaUse{cluster: cluster, replica: replica, election: e, held: held, verdict: v})

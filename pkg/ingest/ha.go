@@ -30,7 +30,7 @@ type HA struct {
 	ReplicaLabel string
 	// ClusterLabel is the name of the label that replicas have in common (--ingest.ha-cluster-label).
 	ClusterLabel string
-	// Failover is how long nothing of the elected replica has been stored when another takes its place (--ingest.ha-failover).
+	// Failover is how long nothing of the elected replica has come that could be stored when another takes its place (--ingest.ha-failover).
 	Failover time.Duration
 	// Now is the clock that elections go by; nil is time.Now.
 	Now func() time.Time
@@ -70,7 +70,10 @@ const (
 // one has been stored for the failover time. It is by arrival, and by what was stored: a replica of which everything is
 // refused, because its clock is wrong or its requests are damaged, does not stay elected as long as there is another.
 //
-// Clusters are ordered by when something of theirs was stored last. With maxClusters known, a new one takes the place of the one
+// While nothing can be stored, because the disk is full for instance, the elected replica stays so, and the others are asked to come again as it
+// is: what is dropped is acknowledged, and must be stored from another. Whichever comes when there is room again then has everything.
+//
+// Clusters are ordered by when something of theirs was last stored, or could not be. With maxClusters known, a new one takes the place of the one
 // at the end if that is due for an election anyway; so a cluster that is forgotten loses its statistics and nothing else.
 // Otherwise the new one is refused: a sender that makes clusters up cannot push out those that are alive.
 //
@@ -93,6 +96,8 @@ type election struct {
 	cluster, replica string
 	since            time.Time // of the election
 	stored           time.Time // when something of the elected replica was, or since
+	alive            time.Time // stored, or when a request of the elected replica could not be stored and was to come again
+	behind           bool      // the latter was the last
 	dropped          uint64    // floats and histograms of other replicas
 	held             uint64    // elections
 }
@@ -107,6 +112,9 @@ const (
 	verdictKeep
 	// verdictDrop: of another.
 	verdictDrop
+	// verdictWait: of another, while the elected one's requests cannot be stored. Should that one not live to see its requests stored, this one has to
+	// come again with its own.
+	verdictWait
 	// verdictLong: the value of one of the labels is too long to be kept.
 	verdictLong
 	// verdictFull: there are too many clusters.
@@ -137,7 +145,7 @@ func newReplicas(h HA, reg prometheus.Registerer, logger *slog.Logger) *replicas
 func (t *replicas) elect(cluster, replica []byte, now time.Time) (*election, uint64, verdict) {
 	t.mu.Lock()
 	e, before, v := t.decide(cluster, replica, now)
-	if v != verdictKeep && v != verdictDrop {
+	if e == nil {
 		t.mu.Unlock()
 		return nil, 0, v
 	}
@@ -167,13 +175,16 @@ func (t *replicas) decide(cluster, replica []byte, now time.Time) (e *election, 
 		if e.replica == string(replica) {
 			return e, e.replica, verdictKeep
 		}
-		if now.Sub(e.stored) < t.failover {
+		if now.Sub(e.alive) < t.failover {
+			if e.behind {
+				return e, e.replica, verdictWait
+			}
 			return e, e.replica, verdictDrop
 		}
 		t.order.MoveToFront(at)
 	}
 	before = e.replica
-	e.replica, e.since, e.stored = string(replica), now, now
+	e.replica, e.since, e.stored, e.alive, e.behind = string(replica), now, now, now, false
 	e.held++
 	return e, before, verdictKeep
 }
@@ -185,7 +196,7 @@ func (t *replicas) makeRoom(now time.Time) bool {
 	}
 	last := t.order.Back()
 	e, _ := last.Value.(*election)
-	if now.Sub(e.stored) < t.failover {
+	if now.Sub(e.alive) < t.failover {
 		return false
 	}
 	t.order.Remove(last)
@@ -205,18 +216,46 @@ func (t *replicas) settle(uses []replicaUse, now time.Time) {
 		u := &uses[i]
 		u.election.dropped += uint64(u.dropped.Samples + u.dropped.Histograms)
 		sum.add(u.dropped)
-		// Another may have been elected in the meantime, or the cluster forgotten.
-		if at := t.clusters[u.election.cluster]; u.stored && u.held == u.election.held && at != nil && at.Value == any(u.election) {
-			if now.After(u.election.stored) {
-				u.election.stored = now
+		if u.stored {
+			if e := t.heard(u, now); e != nil {
+				e.behind = false
+				if now.After(e.stored) {
+					e.stored = now
+				}
 			}
-			t.order.MoveToFront(at)
 		}
 	}
 	t.mu.Unlock()
 	add(t.metrics.floats, sum.Samples)
 	add(t.metrics.histograms, sum.Histograms)
 	add(t.metrics.exemplars, sum.Exemplars)
+}
+
+// postpone notes that a request could not be stored and is to come again.
+func (t *replicas) postpone(uses []replicaUse, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range uses {
+		if u := &uses[i]; u.verdict == verdictKeep {
+			if e := t.heard(u, now); e != nil {
+				e.behind = true
+			}
+		}
+	}
+}
+
+// heard returns the election of an elected replica that something came of; nil if another has been elected since then, or the cluster forgotten.
+func (t *replicas) heard(u *replicaUse, now time.Time) *election {
+	e := u.election
+	at := t.clusters[e.cluster]
+	if u.held != e.held || at == nil || at.Value != any(e) {
+		return nil
+	}
+	if now.After(e.alive) {
+		e.alive = now
+	}
+	t.order.MoveToFront(at)
+	return e
 }
 
 func (w *Written) add(o Written) {

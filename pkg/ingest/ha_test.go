@@ -329,25 +329,66 @@ func TestAFullTableIsSaid(t *testing.T) {
 	require.Len(t, app.batches[0].Series, 1)
 }
 
-// TestOnlyWhatIsStoredKeepsAReplicaElected: a store that takes nothing must not make the first that asks the elected one for ever.
-func TestOnlyWhatIsStoredKeepsAReplicaElected(t *testing.T) {
+// TestOutageOfTheStore: while nothing can be stored, no replica's samples are acknowledged only because another is elected. Each sender repeats what was not
+// acknowledged, the oldest first, as Prometheus does, and in the end every scrape is stored or known to one that is still there.
+func TestOutageOfTheStore(t *testing.T) {
+	for name, dies := range map[string]string{"both live": "", "the elected one dies": "a", "the other one dies": "b"} {
+		t.Run(name, func(t *testing.T) {
+			c := newClock()
+			app := &recorder{}
+			r := haReceiver(t, app, nil, c)
+			backlog := map[string][]int64{}
+			stored := map[int64]bool{}
+			send := func(replica string, scrape int64) {
+				for backlog[replica] = append(backlog[replica], scrape); len(backlog[replica]) > 0; backlog[replica] = backlog[replica][1:] {
+					before := len(app.batches)
+					if post(r, typeV1, bodyOf(V1, []string{"__name__", "m", "__replica__", replica, "cluster", "x"})).Code != 204 {
+						return
+					}
+					if len(app.batches) > before {
+						stored[backlog[replica][0]] = true
+					}
+				}
+			}
+			const outage, crash, end, last = 10, 100, 200, 240 // An hour of scrapes.
+			for scrape := range int64(last) {
+				app.err = nil
+				if outage <= scrape && scrape < end {
+					app.err = &Unavailable{Reason: "no"}
+				}
+				for _, replica := range []string{"a", "b"} {
+					if replica != dies || scrape < crash {
+						send(replica, scrape)
+					}
+				}
+				c.forward(15 * time.Second)
+			}
+			require.Len(t, stored, last)
+			elections := r.HAClusters()[0].Elections
+			if dies == "a" {
+				require.EqualValues(t, 2, elections)
+			} else {
+				require.EqualValues(t, 1, elections)
+			}
+		})
+	}
+}
+
+// TestWhatIsRefusedKeepsNoReplicaElected: a replica of which nothing is accepted must not stay the elected one.
+func TestWhatIsRefusedKeepsNoReplicaElected(t *testing.T) {
 	c := newClock()
 	app := &recorder{}
 	r := haReceiver(t, app, nil, c)
-	of := func(replica string) int {
-		return post(r, typeV1, bodyOf(V1, []string{"__name__", "m", "__replica__", replica, "cluster", "x"})).Code
+	of := func(replica, name string) int {
+		return post(r, typeV1, bodyOf(V1, []string{"__name__", name, "__replica__", replica, "cluster", "x"})).Code
 	}
-	app.err = &Unavailable{Reason: "no"}
-	require.Equal(t, 503, of("a"))
-	require.Equal(t, 204, of("b"))
-	c.forward(29 * time.Second)
-	require.Equal(t, 503, of("a"))
-	c.forward(time.Second)
-	app.err = nil
-	require.Equal(t, 204, of("b"))
-	require.Len(t, app.batches, 1)
+	require.Equal(t, 204, of("a", "m"))
+	for range 2 {
+		c.forward(15 * time.Second)
+		require.Equal(t, 400, of("a", "\xff"))
+	}
+	require.Equal(t, 204, of("b", "m"))
 	require.Equal(t, "b", r.HAClusters()[0].Replica)
-	require.EqualValues(t, 2, r.HAClusters()[0].Elections)
 }
 
 // replicated gives the series of a random request labels of replicas, sometimes only one of the two, and says what is to become of

@@ -113,7 +113,13 @@ func (r *Receiver) ingest(ctx context.Context, p Protocol, body []byte) (Written
 	if err := ctx.Err(); err != nil {
 		return Written{}, fmt.Errorf("request given up before it was stored: %w", err)
 	}
-	if err := r.store(ctx, p, body, d); err != nil {
+	if err = d.pairing.refusal(); err == nil {
+		err = r.store(ctx, p, body, d)
+	}
+	if err != nil {
+		if p := &d.pairing; p.table != nil {
+			p.table.postpone(p.uses, p.now)
+		}
 		return Written{}, err
 	}
 	r.metrics.accepted(d.b.written, len(d.b.Metadata))
