@@ -62,6 +62,9 @@ type decoder struct {
 	cursor   int    // next entry of rejected, on replay
 	next     uint32 // next ordinal
 	budget   int64  // bytes that the arenas may still take
+	credit   int64  // bytes that may yet be borrowed for them; 0 on replay
+	loan     *loan  // nil on replay
+	starved  bool   // nothing more was lent
 	lookups  int64  // bytes of keys that may still be built only to look them up
 	v2       bool
 
@@ -97,7 +100,8 @@ func (d *decoder) release() {
 	}
 	clear(d.families)
 	d.builder.Reset()
-	d.b, d.judge = nil, nil
+	d.b, d.judge, d.loan = nil, nil, nil
+	d.credit, d.starved = 0, false
 	d.hist.lastCustom = nil
 	d.verdict.messages = nil
 	d.pairing.release()
@@ -158,7 +162,23 @@ var errForeign = errors.New("the body is not of the protobuf message that Conten
 // spend takes n bytes from the budget and says whether they were there.
 func (d *decoder) spend(n int) bool {
 	d.budget -= int64(n)
-	return d.budget >= 0
+	return d.budget >= 0 || d.borrow()
+}
+
+// borrowAtOnce is the least that is borrowed, in bytes: it concerns all other requests.
+const borrowAtOnce = 1 << 20
+
+// borrow balances the budget.
+func (d *decoder) borrow() bool {
+	if d.loan == nil || -d.budget > d.credit || d.starved {
+		return false
+	}
+	n := min(max(-d.budget, borrowAtOnce), d.credit)
+	if d.starved = !d.loan.take(n); d.starved {
+		return false
+	}
+	d.budget, d.credit = d.budget+n, d.credit-n
+	return true
 }
 
 func (d *decoder) openSeries() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"net/http"
 	"strconv"
@@ -35,13 +36,15 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.reject(w, req, p, start, err)
 		return
 	}
-	buf, err := r.readBody(w, req)
+	l := loan{r: r}
+	defer l.repay()
+	buf, err := r.readBody(w, req, &l)
 	defer r.putBody(buf)
 	if err != nil {
 		r.reject(w, req, p, start, err)
 		return
 	}
-	written, err := r.Ingest(req.Context(), p, buf.Bytes())
+	written, err := r.ingestWith(req.Context(), &l, p, buf.Bytes())
 	if p == V2 {
 		h := w.Header()
 		h.Set(headerSamples, strconv.Itoa(written.Samples))
@@ -118,7 +121,7 @@ func messageOf(contentType string) (Protocol, error) {
 
 // readBody reads the body up to the limit. A length that is announced is not
 // believed: memory grows with what arrives.
-func (r *Receiver) readBody(w http.ResponseWriter, req *http.Request) (*bytes.Buffer, error) {
+func (r *Receiver) readBody(w http.ResponseWriter, req *http.Request, l *loan) (*bytes.Buffer, error) {
 	limit := r.limits.MaxBody
 	buf, _ := r.bodies.Get().(*bytes.Buffer)
 	if buf == nil {
@@ -134,16 +137,34 @@ func (r *Receiver) readBody(w http.ResponseWriter, req *http.Request) (*bytes.Bu
 	}
 	const believed = 1 << 20
 	buf.Grow(int(min(max(req.ContentLength, 0), believed)) + bytes.MinRead)
-	_, err := buf.ReadFrom(http.MaxBytesReader(w, req.Body, limit))
+	_, err := buf.ReadFrom(&charged{http.MaxBytesReader(w, req.Body, limit), l})
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
 		return buf, refuse(http.StatusRequestEntityTooLarge, causeBody,
 			&sizeError{what: "compressed", size: -1, limit: limit, flag: flagBody})
+	case errors.Is(err, errBusy):
+		return buf, r.busy()
 	case err != nil:
 		return buf, refuse(http.StatusBadRequest, causeIncomplete, fmt.Errorf("read request body: %w", err))
 	}
 	return buf, nil
+}
+
+// charged charges what is read.
+type charged struct {
+	src io.Reader
+	*loan
+}
+
+var errBusy = errors.New("no memory left for requests")
+
+func (c *charged) Read(p []byte) (int, error) {
+	n, err := c.src.Read(p)
+	if !c.take(int64(n)) {
+		return 0, errBusy
+	}
+	return n, err
 }
 
 func (r *Receiver) putBody(buf *bytes.Buffer) {

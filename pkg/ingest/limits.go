@@ -29,9 +29,9 @@ type Limits struct {
 	// MaxDecompressed bounds a body after decompression, in bytes; its decoded
 	// form may take 8 times as much (--ingest.max-decompressed-size).
 	MaxDecompressed int64
-	// MaxInflight bounds the memory that all requests being handled may take
-	// together, in bytes; 0 is off (--ingest.max-inflight-size). A request that
-	// is alone is always handled.
+	// MaxInflight bounds the memory that all requests being read and handled may
+	// take together, in bytes; 0 is off (--ingest.max-inflight-size). A request
+	// that is alone is always handled.
 	MaxInflight int64
 	// MaxLabels bounds the labels of a series (--ingest.max-labels).
 	MaxLabels int

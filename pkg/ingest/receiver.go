@@ -69,14 +69,20 @@ func NewHandler(a Appender, l Limits, reg prometheus.Registerer, logger *slog.Lo
 // an *Unavailable (nothing stored, come again), the context's, or what the
 // Appender returned; StatusOf translates it.
 func (r *Receiver) Ingest(ctx context.Context, p Protocol, body []byte) (Written, error) {
+	l := loan{r: r}
+	defer l.repay()
+	return r.ingestWith(ctx, &l, p, body)
+}
+
+func (r *Receiver) ingestWith(ctx context.Context, l *loan, p Protocol, body []byte) (Written, error) {
 	start := r.now()
-	w, err := r.ingest(ctx, p, body)
+	w, err := r.ingest(ctx, l, p, body)
 	r.metrics.request(p, err, r.now().Sub(start))
 	r.log(p, err)
 	return w, err
 }
 
-func (r *Receiver) ingest(ctx context.Context, p Protocol, body []byte) (Written, error) {
+func (r *Receiver) ingest(ctx context.Context, l *loan, p Protocol, body []byte) (Written, error) {
 	if p != V1 && p != V2 {
 		return Written{}, refuse(http.StatusUnsupportedMediaType, causeContentType, fmt.Errorf("unknown protocol %d", p))
 	}
@@ -85,12 +91,10 @@ func (r *Receiver) ingest(ctx context.Context, p Protocol, body []byte) (Written
 			&sizeError{what: "compressed", size: n, limit: r.limits.MaxBody, flag: flagBody})
 	}
 	r.metrics.compressed.Add(float64(len(body)))
-	cost, err := r.reserve(body)
-	if err != nil {
-		return Written{}, err
+	estimate := min(estimate(body), 2*r.limits.MaxDecompressed)
+	if !l.take(estimate) {
+		return Written{}, r.busy()
 	}
-	defer r.inflight.Add(-cost)
-
 	d, _ := decoderPool.Get().(*decoder)
 	d.b = newBatch()
 	d.b.Known = r.appender.Known()
@@ -100,11 +104,15 @@ func (r *Receiver) ingest(ctx context.Context, p Protocol, body []byte) (Written
 	d.judge.reset(&r.limits, r.now())
 	d.pairing.begin(r.replicas)
 	d.rejected = d.rejected[:0]
-	d.budget = maxExpansion * r.limits.MaxDecompressed
-	err = d.b.decompress(body, r.limits.MaxDecompressed)
+	d.budget = estimate
+	d.loan, d.credit = l, maxExpansion*r.limits.MaxDecompressed-estimate
+	err := d.b.decompress(body, r.limits.MaxDecompressed)
 	if err == nil {
 		r.metrics.decompressed.Add(float64(len(d.b.body)))
 		err = d.run(p)
+	}
+	if err != nil && d.starved {
+		return Written{}, r.busy()
 	}
 	if err != nil {
 		return Written{}, refuseDecoding(p, &r.limits, err)
@@ -152,21 +160,41 @@ func (r *Receiver) store(ctx context.Context, p Protocol, body []byte, d *decode
 	return err
 }
 
-// reserve takes the memory that a request will need from what all of them may
-// take. It is an estimate: the body, and twice its decompressed form, which is
-// what ordinary requests come to.
-func (r *Receiver) reserve(body []byte) (int64, error) {
+// estimate is what an ordinary request of either protocol takes beside its body: twice its decompressed form. Some take more, which is then
+// borrowed on the way.
+func estimate(body []byte) int64 {
 	n, _ := readVarint(body, 0) // snappy's length, checked when it is decompressed
-	cost := int64(len(body)) + 2*int64(min(n, uint64(22*len(body)+64)))
-	total := r.inflight.Add(cost)
-	if r.limits.MaxInflight > 0 && total > r.limits.MaxInflight && total > cost {
-		r.inflight.Add(-cost)
-		return 0, &Unavailable{
-			Status: http.StatusServiceUnavailable, RetryAfter: time.Second,
-			Reason: fmt.Sprintf("requests that are being handled take more than %s=%s", flagInflight, bytesText(r.limits.MaxInflight)),
-		}
+	return 2 * int64(min(n, uint64(22*len(body)+64)))
+}
+
+// busy is the error of a request for which the others leave too little memory.
+func (r *Receiver) busy() error {
+	return &Unavailable{
+		Status: http.StatusServiceUnavailable, RetryAfter: time.Second,
+		Reason: fmt.Sprintf("requests that are being handled take more than %s=%s", flagInflight, bytesText(r.limits.MaxInflight)),
 	}
-	return cost, nil
+}
+
+// loan is the part of Limits.MaxInflight that one request has taken. A request that is alone gets what it needs.
+type loan struct {
+	r     *Receiver
+	bytes int64
+}
+
+// take borrows n more bytes, if they are there.
+func (l *loan) take(n int64) bool {
+	total := l.r.inflight.Add(n)
+	if limit := l.r.limits.MaxInflight; limit > 0 && total > limit && total > l.bytes+n {
+		l.r.inflight.Add(-n)
+		return false
+	}
+	l.bytes += n
+	return true
+}
+
+func (l *loan) repay() {
+	l.r.inflight.Add(-l.bytes)
+	l.bytes = 0
 }
 
 // log says what the sender will not: refusals are in its own log and in the

@@ -429,3 +429,50 @@ func TestInflightLimit(t *testing.T) {
 	require.NoError(t, <-first)
 	require.Zero(t, r.inflight.Load())
 }
+
+// What has arrived of a body counts, however slowly the rest comes.
+func TestInflightLimitCountsBodiesAsTheyCome(t *testing.T) {
+	r := newTestReceiver(t, &recorder{}, func(l *Limits) { l.MaxInflight = 1000 })
+	slow, feed := io.Pipe()
+	answered := make(chan int)
+	go func() {
+		w := httptest.NewRecorder()
+		r.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/api/v1/write", slow))
+		answered <- w.Code
+	}()
+	_, err := feed.Write(make([]byte, 990))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return r.inflight.Load() == 990 }, 10*time.Second, time.Millisecond)
+	w := post(r, typeV1, pack(message{}.bytes(1, seriesV1(up, upFloat))))
+	require.Equal(t, 503, w.Code)
+	require.Equal(t, "1", w.Header().Get("Retry-After"))
+	require.NoError(t, feed.Close())
+	require.Equal(t, 400, <-answered)
+	require.Zero(t, r.inflight.Load())
+	require.Equal(t, 204, post(r, typeV1, pack(message{}.bytes(1, seriesV1(up, upFloat)))).Code)
+}
+
+// A request whose decoded form is much larger than it is borrows the difference, and comes again if others need that.
+func TestInflightLimitCountsWhatIsDecoded(t *testing.T) {
+	var req message
+	for range 40_000 { // 30 bytes each, of which almost 5 times as much is made
+		req = req.bytes(1, seriesV1([]string{"__name__", "m"}, upFloat))
+	}
+	dense := pack(req)
+	app := &blocked{make(chan struct{}, 2), make(chan struct{})}
+	r := newTestReceiver(t, app, func(l *Limits) { l.MaxInflight = 4 << 20 })
+	first := make(chan error)
+	go func() {
+		_, err := r.Ingest(context.Background(), V1, pack(message{}.bytes(1, seriesV1(up, upFloat))))
+		first <- err
+	}()
+	<-app.entered
+	_, err := r.Ingest(t.Context(), V1, dense)
+	require.Equal(t, 503, StatusOf(err))
+	require.ErrorContains(t, err, "--ingest.max-inflight-size=4MB")
+	close(app.leave)
+	require.NoError(t, <-first)
+	_, err = r.Ingest(t.Context(), V1, dense)
+	require.NoError(t, err, "alone it is handled")
+	require.Zero(t, r.inflight.Load())
+}
