@@ -55,10 +55,12 @@ func (e *Engine) measureDisk() {
 		stats := g.mem.Stats()
 		own := stats.Bytes / 2
 		u.pending += own
+		log := g.replayedSize // of a log that is closed, as it only was read back
 		if g.log != nil {
-			u.used += g.log.Size()
-			own += g.log.Size()
+			log = g.log.Size()
 		}
+		u.used += log
+		own += log
 		if !g.sealed && stats.Samples > 0 {
 			active = own
 		}

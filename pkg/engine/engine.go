@@ -88,6 +88,9 @@ type Engine struct {
 	batchMetrics *batch.Metrics
 	listening    atomic.Value // net.Addr
 
+	// unreadable counts, by generation, failed replays that the disk is to blame for; of the goroutine that opens the engine.
+	unreadable map[uint64]int
+
 	prepared prepared  // what Prepare took, for the first attempts of the background work
 	data     *dataPath // what opening made; nil before; written before the phase becomes Ready
 
@@ -120,6 +123,7 @@ func New(cfg Config, reg prometheus.Registerer, gatherer prometheus.Gatherer, lo
 		ctx: ctx, cancel: cancel,
 		phase: Starting, progress: "waiting to open", problems: map[string]error{},
 		sealed: make(chan struct{}, 1), uploadable: make(chan struct{}, 1), opened: make(chan struct{}),
+		unreadable: map[uint64]int{},
 	}
 	memory := setMemoryLimit(cfg.MemoryLimit)
 	if cfg.Speed.MemoryLimit == 0 {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -21,6 +22,7 @@ type badDisk struct {
 	wal.FS
 
 	full, broken atomic.Bool
+	unreadable   atomic.Bool // the second page of each segment
 }
 
 type badFile struct {
@@ -46,6 +48,13 @@ func (f *badFile) WriteAt(b []byte, off int64) (int, error) {
 		return n, syscall.ENOSPC
 	}
 	return f.File.WriteAt(b, off)
+}
+
+func (f *badFile) ReadAt(b []byte, off int64) (int, error) {
+	if f.disk.unreadable.Load() && off < 8192 && off+int64(len(b)) > 4096 {
+		return 0, &fs.PathError{Op: "read", Path: "a segment", Err: syscall.EIO}
+	}
+	return f.File.ReadAt(b, off)
 }
 
 func (f *badFile) Sync() error {
@@ -105,6 +114,40 @@ func TestWhatAFailedSyncPutAtRiskIsSealed(t *testing.T) {
 	eventually(t, "the generation becomes blocks", func() bool { return problem(e, "log sync") == "" })
 	require.Greater(t, e.activeGeneration().Number, number)
 	require.Equal(t, []point{{now, 1}}, read(t, e, serving.Merged, "a", now, time.Minute))
+}
+
+// A log that the disk cannot read is tried again, since that may pass; in the end what can be read of it is, and it is kept aside.
+func TestAPageThatCannotBeReadIsGivenUpInTheEnd(t *testing.T) {
+	now := time.Now().UnixMilli()
+	d := &badDisk{FS: wal.OS}
+	e := onBadDisk(t, t.TempDir(), d)
+	const series = 200
+	for i := range series {
+		write(t, e, strconv.Itoa(i), point{now, float64(i)})
+	}
+	g := e.activeGeneration()
+	require.Greater(t, g.log.Size(), int64(3*4096))
+	require.NoError(t, g.log.Sync())
+	d.unreadable.Store(true)
+	for range patience {
+		_, err := e.replay(t.Context(), g.Number)
+		require.ErrorIs(t, err, syscall.EIO)
+	}
+	again, err := e.replay(t.Context(), g.Number)
+	require.NoError(t, err)
+	require.True(t, again.damaged)
+	kept := again.mem.Stats().Series
+	require.Greater(t, kept, int64(series/3))
+	require.Less(t, kept, int64(series))
+	require.Contains(t, problem(e, "log replay"), "1 damaged regions")
+}
+
+// A record whose application panics is counted like one that cannot be decoded.
+func TestARecordThatPanicsIsGivenUp(t *testing.T) {
+	e := startEngine(t, testConfig(t, t.TempDir()))
+	r := e.newReplayer(t.Context(), e.wireGeneration(header{Number: 7}, nil))
+	r.records <- indexed{}
+	require.EqualValues(t, 1, r.wait())
 }
 
 // walFile is the one file of a kind in the newest log below path.

@@ -118,7 +118,9 @@ type generation struct {
 	sealed   bool // guarded by Engine.mu
 	damaged  bool // replay lost parts of the log
 	replayed uint64
-	source   *generationSource
+	// replayedSize is that of the log when it was read back, in bytes.
+	replayedSize int64
+	source       *generationSource
 }
 
 func (g *generation) name() string { return fmt.Sprintf("%020d", g.Number) }

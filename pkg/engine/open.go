@@ -98,8 +98,9 @@ func (e *Engine) tryOpen(ctx context.Context) (err error) {
 		}
 	}
 	e.data = d
-	defer func() {
-		if err != nil {
+	opened := false
+	defer func() { // After a panic, too: the lock must not outlive the attempt.
+		if !opened {
 			e.dropAll()
 			e.close()
 		}
@@ -118,7 +119,9 @@ func (e *Engine) tryOpen(ctx context.Context) (err error) {
 	e.setProgress("listing the bucket")
 	highest := e.firstSync(ctx)
 	e.loadExemplars()
-	return e.recover(ctx, logs, highest)
+	err = e.recover(ctx, logs, highest)
+	opened = err == nil
+	return err
 }
 
 // takePath makes the data path's folders and locks other processes out.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -20,20 +22,28 @@ import (
 // sealed; one that cannot be read at all is moved aside for the user to look at, and nil is returned.
 func (e *Engine) replay(ctx context.Context, number uint64) (*generation, error) {
 	dir := filepath.Join(e.data.path, walDir, fmt.Sprintf("%020d", number))
-	g, err := e.replayLog(ctx, dir, number, e.data.walOptions)
+	o := e.data.walOptions
+	o.SkipUnreadable = e.unreadable[number] >= patience
+	g, err := e.replayLog(ctx, dir, number, o)
 	if _, damaged := errors.AsType[*wal.CorruptHeaderError](err); damaged {
 		e.logger.Error("the header of a log is damaged; its records are read without it", "generation", number, "err", err)
-		o := e.data.walOptions
 		o.IgnoreHeader = true
 		if g, err = e.replayLog(ctx, dir, number, o); err != nil && ctx.Err() == nil {
 			return nil, e.quarantine(dir, err)
 		}
 	}
 	if err != nil {
+		if _, io := errors.AsType[*fs.PathError](err); io {
+			e.unreadable[number]++
+		}
 		return nil, fmt.Errorf("replay log of generation %d: %w", number, err)
 	}
 	return g, nil
 }
+
+// patience is how many replays of a log may fail because the disk cannot read it before it is read without the parts in question. Some errors of disks, and most
+// of file systems on a network, go away.
+const patience = 10
 
 func (e *Engine) replayLog(ctx context.Context, dir string, number uint64, o wal.Options) (*generation, error) {
 	var r *replayer
@@ -88,8 +98,8 @@ type replayer struct {
 	undecodable atomic.Int64
 	unknown     atomic.Bool // a later version wrote some of the records
 
-	size, read int64 // of the log and of what is read of it, in bytes; roughly, as frames are not counted
-	shown      time.Time
+	read  int64 // of the log, in bytes; roughly, as frames are not counted
+	shown time.Time
 }
 
 type indexed struct {
@@ -100,7 +110,8 @@ type indexed struct {
 
 func (e *Engine) newReplayer(ctx context.Context, g *generation) *replayer {
 	workers := runtime.GOMAXPROCS(0)
-	r := &replayer{e: e, g: g, ctx: ctx, floats: speed.NewRecordReader(g.mem), records: make(chan indexed, 4*workers), size: dirSize(g.dir)}
+	r := &replayer{e: e, g: g, ctx: ctx, floats: speed.NewRecordReader(g.mem), records: make(chan indexed, 4*workers)}
+	g.replayedSize = dirSize(g.dir)
 	for range workers {
 		r.wg.Go(r.work)
 	}
@@ -126,7 +137,7 @@ func (r *replayer) showProgress() {
 		return
 	}
 	r.shown = time.Now()
-	r.e.setProgress("replaying the log of generation %d: %d %% (%d requests)", r.g.Number, 100*r.read/max(r.size, r.read), r.g.replayed)
+	r.e.setProgress("replaying the log of generation %d: %d %% (%d requests)", r.g.Number, 100*r.read/max(r.g.replayedSize, r.read), r.g.replayed)
 }
 
 // hand gives a record to the workers. The definitions in records of floats are read here, where the order is that of the log.
@@ -154,16 +165,33 @@ func (r *replayer) work() {
 
 func (r *replayer) apply(in indexed) error {
 	if in.record == nil {
-		return in.floats.Apply(in.index)
+		return guard(func() error { return in.floats.Apply(in.index) })
 	}
-	b, err := ingest.DecodeRecord(in.record, r.g.mem)
+	var b *ingest.Batch
+	err := guard(func() (err error) {
+		b, err = ingest.DecodeRecord(in.record, r.g.mem)
+		return err
+	})
 	if err != nil {
 		r.g.mem.Skip(in.index)
 		return err
 	}
 	defer b.Release()
-	r.e.apply(r.g, in.index, b)
-	return nil
+	return guard(func() error {
+		r.e.apply(r.g, in.index, b)
+		return nil
+	})
+}
+
+// guard turns a panic into an error: a record that cannot be applied, for a reason that nobody has thought of, must not keep the engine from ever opening
+// again.
+func guard(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return f()
 }
 
 func (r *replayer) undecoded(index uint64, err error) {

@@ -258,10 +258,16 @@ var replayedPool = sync.Pool{New: func() any { return &replayed{} }}
 func (f Floats) Apply(index uint64) error {
 	b, _ := replayedPool.Get().(*replayed)
 	defer b.release()
+	given := false
+	defer func() {
+		if !given {
+			f.g.Skip(index)
+		}
+	}()
 	if err := b.decode(f); err != nil {
-		f.g.Skip(index)
 		return err
 	}
+	given = true
 	f.g.Append(index, &b.batch)
 	for i, d := range b.learned {
 		in := &b.batch.Series[i]

@@ -3,6 +3,7 @@ package wal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -66,6 +67,9 @@ type replayer struct {
 func (r *replayer) replay(header func([]byte) error) error {
 	id, owner, err := readHeader(r.o.FS, r.dir)
 	var corrupt *CorruptHeaderError
+	if _, unreadable := errors.AsType[*fs.PathError](err); unreadable && r.o.SkipUnreadable {
+		err = &CorruptHeaderError{Dir: r.dir, Reason: err.Error()}
+	}
 	switch {
 	case err == nil && header != nil:
 		if err := header(owner); err != nil {
