@@ -47,7 +47,7 @@ func newExemplars(size int64, reg prometheus.Registerer) (*exemplars, error) {
 		return nil, fmt.Errorf("make room for exemplars: %w", err)
 	}
 	rejected := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "millrace_exemplars_dropped_total", Help: "Exemplars that were not kept: repeated, or too far behind their series' newest.",
+		Name: "millrace_exemplars_dropped_total", Help: "Exemplars that were not kept as they are too far behind their series' newest.",
 	})
 	if err := reg.Register(rejected); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)

@@ -20,7 +20,8 @@
 // # Locks
 //
 // The lock of a shard's registry guards all of the shard: registry, index, series and chunks. Append holds it for writing
-// while it applies one request's part; readers hold it for reading while they copy slice headers and the bytes of open
+// while it applies one request's part, and Resolve while it registers a series, out of turn and before the request is in the log: should it never get there,
+// the series stays, without samples; readers hold it for reading while they copy slice headers and the bytes of open
 // chunks, never while they evaluate matchers, sort or encode. What can be reached without it is never changed again: closed
 // chunks, labels, and the elements of the append-only lists below the length that was seen under the lock. At most one
 // shard's lock is held at a time. Series are found without it (see registry): while a request is decoded, and in the previous
