@@ -18,9 +18,9 @@ import (
 
 // The shape of a benchmark's load: hosts with a node exporter each.
 const (
-	benchSeries  = 20_000
+	benchSeries  = 100_000
 	benchBatch   = 2_000 // Series of a request.
-	benchScrapes = 32    // Of different content.
+	benchScrapes = 12    // Of different content.
 )
 
 func benchLabels(i int) [][2]string {

@@ -41,7 +41,7 @@ func TestNoAllocations(t *testing.T) {
 }
 
 // replicaRequest is floatRequest with its labels cluster and prometheus as those of replicas.
-func replicaRequest(b testing.TB, series int) (bodies map[Protocol][]byte, names HA, known acceptedSeries) {
+func replicaRequest(b testing.TB, series int) (bodies map[Protocol][]byte, names HA, known *acceptedSeries) {
 	b.Helper()
 	v1, v2 := floatRequest(series)
 	bodies = map[Protocol][]byte{V1: pack(v1), V2: pack(v2)}
@@ -83,12 +83,9 @@ func TestNoAllocationsForReplicas(t *testing.T) {
 func BenchmarkReplicas(b *testing.B) {
 	const series = 2000
 	bodies, names, known := replicaRequest(b, series)
-	raw := acceptedSeries{}
 	batch, err := decodeAll(V1, unpack(b, bodies[V1]))
 	require.NoError(b, err)
-	for i, s := range batch.Series {
-		raw[string(s.Key)] = uint32(i) + 1
-	}
+	raw := acceptedIn(batch)
 	batch.Release()
 	for _, p := range []Protocol{V1, V2} {
 		for _, c := range []struct {
@@ -97,11 +94,11 @@ func BenchmarkReplicas(b *testing.B) {
 			elected string
 			known   Known
 		}{
-			{"off", HA{}, "", fastKnown(raw)},
-			{"no replica's", HA{ReplicaLabel: "none", ClusterLabel: "cluster", Failover: time.Minute}, "", fastKnown(raw)},
-			{"elected", names, "value-of-prometheus", fastKnown(known)},
+			{"off", HA{}, "", fastKnown{raw}},
+			{"no replica's", HA{ReplicaLabel: "none", ClusterLabel: "cluster", Failover: time.Minute}, "", fastKnown{raw}},
+			{"elected", names, "value-of-prometheus", fastKnown{known}},
 			{"elected, new", names, "value-of-prometheus", nil},
-			{"dropped", names, "another", fastKnown(known)},
+			{"dropped", names, "another", fastKnown{known}},
 		} {
 			b.Run(p.String()+"/"+c.name, func(b *testing.B) {
 				r := newTestReceiver(b, knows{known: c.known}, func(l *Limits) { l.HA = c.ha })
@@ -120,13 +117,16 @@ func BenchmarkReplicas(b *testing.B) {
 	}
 }
 
-// fastKnown is acceptedSeries that trusts the hash.
-type fastKnown map[string]uint32
+// fastKnown is acceptedSeries that trusts the hash, and never guesses.
+type fastKnown struct{ *acceptedSeries }
 
 func (k fastKnown) Find(_ uint64, key []byte) (uint32, bool) {
-	ref, ok := k[string(key)]
+	ref, ok := k.refs[string(key)]
 	return ref, ok
 }
+
+func (fastKnown) After(uint64, uint32) (KnownSeries, bool) { return KnownSeries{}, false }
+func (fastKnown) Follow(_ uint64, _ uint32, _ KnownSeries) {}
 
 func unpack(t testing.TB, block []byte) []byte {
 	t.Helper()

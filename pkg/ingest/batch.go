@@ -80,7 +80,8 @@ type Batch struct {
 type Series struct {
 	// Key is the label set in canonical form: the protobuf bytes of remote write
 	// 1.0's labels (field 1 of TimeSeries, repeated), sorted by name, without
-	// duplicates, without empty values, lengths as short varints.
+	// duplicates, without empty values, lengths as short varints. It is nil where
+	// Ref says enough; see Detach.
 	Key []byte
 	// Hash is the xxhash64 of Key.
 	Hash uint64
@@ -91,11 +92,23 @@ type Series struct {
 	Exemplars  []Exemplar
 }
 
-// Known finds series that were accepted before by their keys. A key that is found is canonical and need not be judged again.
-// Find may be given any bytes as key, is called concurrently and must not keep it.
+// Known finds series that were accepted before. Their keys are canonical and need not be judged again. Its methods are called concurrently.
 type Known interface {
-	// Find returns a reference above 0.
+	// Find finds a series by its key, which may be any bytes and is not to be kept. References are above 0.
 	Find(hash uint64, key []byte) (ref uint32, ok bool)
+	// After returns the series that came behind another when Follow was last told. It is a guess: the caller compares the labels.
+	After(hash uint64, ref uint32) (KnownSeries, bool)
+	// Follow says that in a request a series came behind another.
+	Follow(hash uint64, ref uint32, next KnownSeries)
+	// Labels returns the labels of a series.
+	Labels(hash uint64, ref uint32) labels.Labels
+}
+
+// KnownSeries is a series that Known has found. Hash is that of its key.
+type KnownSeries struct {
+	Labels labels.Labels
+	Hash   uint64
+	Ref    uint32
 }
 
 // Float is a sample. T and ST are in milliseconds; ST, the start timestamp, is 0
@@ -127,6 +140,20 @@ type Metadata struct {
 	Type   model.MetricType
 	Help   string
 	Unit   string
+}
+
+// Detach makes the batch independent of what Known: every series gets its key, and none has a reference.
+func (b *Batch) Detach() {
+	for i := range b.Series {
+		s := &b.Series[i]
+		if s.Key == nil {
+			start := len(b.keys) // Keys that were built before stay where they are if this has to move.
+			b.keys = LabelsKey(b.keys, b.Known.Labels(s.Hash, s.Ref))
+			s.Key = b.keys[start:len(b.keys):len(b.keys)]
+		}
+		s.Ref = 0
+	}
+	b.Known = nil
 }
 
 // Written counts what was accepted of a request.

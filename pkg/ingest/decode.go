@@ -79,6 +79,7 @@ type decoder struct {
 	exReasons  []reason // of its exemplars
 	exPairs    []pair   // of one of them
 
+	order    succession
 	pairing  pairing
 	hist     histogramScratch
 	symbols  []symbol
@@ -101,6 +102,7 @@ func (d *decoder) release() {
 	clear(d.families)
 	d.builder.Reset()
 	d.b, d.judge, d.loan = nil, nil, nil
+	d.order = succession{}
 	d.credit, d.starved = 0, false
 	d.hist.lastCustom = nil
 	d.verdict.messages = nil
@@ -138,6 +140,7 @@ func (d *decoder) run(p Protocol) error {
 	d.next, d.cursor = 0, 0
 	d.known, d.foreign = false, false
 	d.lookups = maxLookups * int64(len(d.b.body))
+	d.order.begin(d.b.Known)
 	d.v2 = p == V2
 	var err error
 	if d.v2 {
@@ -257,7 +260,7 @@ func (d *decoder) hasItems() bool {
 func (d *decoder) addSeries(base uint32, s Series, meta *Metadata) error {
 	b := d.b
 	if d.hasItems() {
-		if err := d.refuseItems(base, s.Key); err != nil {
+		if err := d.refuseItems(base, &s); err != nil {
 			return err
 		}
 	}
@@ -272,7 +275,7 @@ func (d *decoder) addSeries(base uint32, s Series, meta *Metadata) error {
 	if len(s.Floats)+len(s.Histograms)+len(s.Exemplars) == 0 {
 		return nil
 	}
-	if s.Key == nil {
+	if s.Key == nil && s.Ref == 0 {
 		var ok bool
 		if s.Key, ok = d.buildKey(); !ok {
 			return errTooLarge
@@ -294,10 +297,14 @@ func (d *decoder) addSeries(base uint32, s Series, meta *Metadata) error {
 	return nil
 }
 
-// labels returns the labels of the open series; those of a known one are read
-// from its key when they are asked for.
-func (d *decoder) labels(key []byte) []pair {
+// labels returns the labels of the open series; those of a known one are found
+// out when they are asked for.
+func (d *decoder) labels(s *Series) []pair {
 	if len(d.pairs) == 0 {
+		key := s.Key
+		if key == nil && s.Ref > 0 {
+			key = LabelsKey(nil, d.b.Known.Labels(s.Hash, s.Ref))
+		}
 		for name, value := range KeyPairs(key) {
 			d.pairs = append(d.pairs, pair{name: name, value: value})
 		}
@@ -393,11 +400,11 @@ func (d *decoder) replayed(ordinal uint32) bool {
 
 // refuseItems removes the refused items of an accepted series and brings the
 // histograms that stay to a schema that chunks can hold.
-func (d *decoder) refuseItems(base uint32, key []byte) error {
+func (d *decoder) refuseItems(base uint32, s *Series) error {
 	b := d.b
 	from := len(d.rejected)
 	if d.judge != nil {
-		d.judgeItems(base, key)
+		d.judgeItems(base, s)
 	} else {
 		from = d.cursor
 		for d.cursor < len(d.rejected) && d.rejected[d.cursor] < d.next {
@@ -430,20 +437,20 @@ func (d *decoder) end() int {
 }
 
 // judgeItems asks the judge about every item of the series at the arenas' ends.
-func (d *decoder) judgeItems(base uint32, key []byte) {
+func (d *decoder) judgeItems(base uint32, s *Series) {
 	b, j := d.b, d.judge
 	ord := base + 1
 	for _, f := range b.floats[d.floats:] {
 		if r := j.time(f.T); r != accepted {
 			d.rejected = append(d.rejected, ord)
-			j.refuseSample(r, d.labels(key), f.T, nil)
+			j.refuseSample(r, d.labels(s), f.T, nil)
 		}
 		ord++
 	}
 	for _, h := range b.histograms[d.histograms:] {
 		if r, err := j.histogram(h); r != accepted {
 			d.rejected = append(d.rejected, ord)
-			j.refuseSample(r, d.labels(key), h.T, err)
+			j.refuseSample(r, d.labels(s), h.T, err)
 		}
 		ord++
 	}

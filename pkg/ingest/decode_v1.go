@@ -126,8 +126,7 @@ func (d *decoder) knownV1(b []byte) (done bool, err error) {
 		}
 	}
 	if v != verdictDrop {
-		s.Hash = xxhash.Sum64(s.Key)
-		if s.Ref, done = d.b.Known.Find(s.Hash, s.Key); !done {
+		if !d.identify(&s) {
 			d.b.keys = d.b.keys[:built]
 			return false, nil
 		}
@@ -153,6 +152,22 @@ func (d *decoder) knownV1(b []byte) (done bool, err error) {
 		return true, errTooLarge
 	}
 	return true, d.closeKnown(s, nil)
+}
+
+// identify looks a series up by its key.
+func (d *decoder) identify(s *Series) bool {
+	if is, ok := d.order.guess(); ok && KeyEquals(s.Key, is.Labels) {
+		s.Hash, s.Ref = is.Hash, is.Ref
+		d.order.right(is)
+		return true
+	}
+	s.Hash = xxhash.Sum64(s.Key)
+	ref, ok := d.b.Known.Find(s.Hash, s.Key)
+	if ok {
+		s.Ref = ref
+		d.order.wrong(s.Hash, ref)
+	}
+	return ok
 }
 
 // fieldV1 decodes a field of a series that is not a label, and returns the index behind it.

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/cespare/xxhash/v2"
 	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
 )
 
 const (
@@ -178,6 +178,12 @@ func (d *decoder) findV2() (s Series, ok, dropped bool) {
 		return s, false, false
 	}
 	b := d.b
+	if len(b.exemplars) == d.exemplars { // These are kept with their series' labels.
+		if is, ok := d.order.guess(); ok && d.refsEqual(is.Labels, leave) {
+			d.order.right(is)
+			return Series{Hash: is.Hash, Ref: is.Ref}, true, false
+		}
+	}
 	start := len(b.keys)
 	for i := 0; i < len(d.refs); i += 2 {
 		if i == leave {
@@ -186,12 +192,28 @@ func (d *decoder) findV2() (s Series, ok, dropped bool) {
 		b.keys = appendLabel(b.keys, d.bytes(d.symbols[d.refs[i]]), d.bytes(d.symbols[d.refs[i+1]]))
 	}
 	s = Series{Key: b.keys[start:len(b.keys):len(b.keys)]}
-	s.Hash = xxhash.Sum64(s.Key)
-	if s.Ref, ok = b.Known.Find(s.Hash, s.Key); !ok || !d.spend(len(s.Key)) {
+	if !d.identify(&s) || !d.spend(len(s.Key)) {
 		b.keys = b.keys[:start]
 		return Series{}, false, false
 	}
 	return s, true, false
+}
+
+// refsEqual says whether the open series' references name a label set, in its order, but for the label at leave. It may be false where a closer look
+// would say otherwise.
+func (d *decoder) refsEqual(l labels.Labels, leave int) bool {
+	flat := flatten(&l)
+	for i, ref := range d.refs {
+		if i&^1 == leave {
+			continue
+		}
+		s := d.bytes(d.symbols[ref])
+		if len(s) >= longString || len(flat) <= len(s) || int(flat[0]) != len(s) || flat[1:1+len(s)] != string(s) {
+			return false
+		}
+		flat = flat[1+len(s):]
+	}
+	return flat == ""
 }
 
 func (d *decoder) seriesFieldV2(field uint64, b []byte, meta *metadataV2) error {

@@ -50,23 +50,65 @@ func (r *recorder) Append(_ context.Context, header, body []byte, b *Batch) erro
 
 func (*recorder) Known() Known { return nil }
 
-// acceptedSeries finds the series of an earlier batch.
-type acceptedSeries map[string]uint32
+// acceptedSeries finds the series of an earlier batch. What comes after what it guesses wildly until it is told, and often rightly where the request
+// is the same.
+type acceptedSeries struct {
+	series []KnownSeries // by reference less 1
+	refs   map[string]uint32
+	next   map[uint32]uint32
+}
 
-func acceptedIn(b *Batch) acceptedSeries {
-	known := acceptedSeries{}
+func acceptedIn(b *Batch) *acceptedSeries {
+	known := nothingAccepted()
 	for _, s := range b.Series {
-		known[string(s.Key)] = uint32(len(known)) + 1
+		known.add(s.Key)
 	}
 	return known
 }
 
-func (a acceptedSeries) Find(hash uint64, key []byte) (uint32, bool) {
-	ref, ok := a[string(key)]
+func nothingAccepted() *acceptedSeries {
+	return &acceptedSeries{refs: map[string]uint32{}, next: map[uint32]uint32{}}
+}
+
+func (a *acceptedSeries) add(key []byte) {
+	if a.refs[string(key)] == 0 {
+		ref := uint32(len(a.series)) + 1
+		a.series = append(a.series, KnownSeries{Labels: KeyLabels(key), Hash: xxhash.Sum64(key), Ref: ref})
+		a.refs[string(key)] = ref
+	}
+}
+
+func (a *acceptedSeries) Find(hash uint64, key []byte) (uint32, bool) {
+	ref, ok := a.refs[string(key)]
 	if hash != xxhash.Sum64(key) {
 		panic("the hash is not that of the key")
 	}
 	return ref, ok
+}
+
+func (a *acceptedSeries) After(hash uint64, ref uint32) (KnownSeries, bool) {
+	a.check(hash, ref)
+	if ref = a.next[ref]; ref == 0 {
+		ref = uint32(hash%uint64(len(a.series))) + 1
+	}
+	return a.series[ref-1], true
+}
+
+func (a *acceptedSeries) Follow(hash uint64, ref uint32, next KnownSeries) {
+	a.check(hash, ref)
+	a.check(next.Hash, next.Ref)
+	a.next[ref] = next.Ref
+}
+
+func (a *acceptedSeries) Labels(hash uint64, ref uint32) labels.Labels {
+	a.check(hash, ref)
+	return a.series[ref-1].Labels
+}
+
+func (a *acceptedSeries) check(hash uint64, ref uint32) {
+	if a.series[ref-1].Hash != hash {
+		panic("the hash is not that of the series")
+	}
 }
 
 func newTestReceiver(t testing.TB, a Appender, change func(*Limits)) *Receiver {
@@ -90,7 +132,11 @@ func plainOf(b *Batch) plain {
 	var p plain
 	for _, s := range b.Series {
 		var t strings.Builder
-		fmt.Fprintf(&t, "%q\n", KeyLabels(s.Key).String())
+		ls := KeyLabels(s.Key)
+		if s.Key == nil && s.Ref > 0 {
+			ls = b.Known.Labels(s.Hash, s.Ref)
+		}
+		fmt.Fprintf(&t, "%q\n", ls.String())
 		for _, f := range s.Floats {
 			t.WriteString(floatText(f.T, f.ST, f.V))
 		}

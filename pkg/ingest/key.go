@@ -131,6 +131,9 @@ func rareKeyEquals(key []byte, flat string) bool {
 // its length, which is one byte below 255.
 func flatten(l *labels.Labels) string { return *(*string)(unsafe.Pointer(l)) }
 
+// longString is the length from which on a string's length takes more than one byte there.
+const longString = 0xff
+
 func unflatten(s string) labels.Labels { return *(*labels.Labels)(unsafe.Pointer(&s)) }
 
 // Does not compile where label sets are something else.

@@ -97,6 +97,7 @@ func TestReplayOfWhatWasUnknown(t *testing.T) {
 		b, err := DecodeRecord(append(AppendRecordHeader(nil, p, Rejected{0}), body...), acceptedIn(all))
 		require.NoError(t, err)
 		require.Len(t, b.Series, 1)
+		b.Detach()
 		require.Equal(t, `{__name__="n"}`, KeyLabels(b.Series[0].Key).String())
 		b.Release()
 		all.Release()

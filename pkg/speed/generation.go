@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/prometheus/prometheus/model/labels"
+
 	"github.com/millrace/millrace/pkg/ingest"
 )
 
@@ -134,8 +136,11 @@ func hasSamples(s *ingest.Series) bool { return len(s.Floats)+len(s.Histograms) 
 
 // Append applies the request with the given index. It waits until those with lower indexes have been applied, shard by
 // shard, and returns when its samples are visible. Every index is given to Append or Skip exactly once, and none after Seal.
-// The batch is read only, and not kept.
+// The batch is not kept, and not changed but for being detached from another generation.
 func (g *Generation) Append(index uint64, b *ingest.Batch) AppendStats {
+	if b.Known != nil && b.Known != ingest.Known(g) {
+		b.Detach()
+	}
 	sc, _ := scratches.Get().(*scratch)
 	sc.group(b.Series, len(g.shards), g.regs.shift)
 	w := writer{startTimestamps: g.startTimestamps}
@@ -217,6 +222,27 @@ func (g *Generation) Find(hash uint64, key []byte) (uint32, bool) {
 		return ref + 1, true
 	}
 	return 0, false
+}
+
+// After implements ingest.Known.
+func (g *Generation) After(hash uint64, ref uint32) (ingest.KnownSeries, bool) {
+	next := g.regs.at(hash, ref-1).next.Load()
+	if next == 0 {
+		return ingest.KnownSeries{}, false
+	}
+	ref = uint32(next)
+	id := g.regs.regs[next>>32].at(ref - 1)
+	return ingest.KnownSeries{Labels: id.labels, Hash: id.hash, Ref: ref}, true
+}
+
+// Follow implements ingest.Known.
+func (g *Generation) Follow(hash uint64, ref uint32, next ingest.KnownSeries) {
+	g.regs.at(hash, ref-1).next.Store(next.Hash>>g.regs.shift<<32 | uint64(next.Ref))
+}
+
+// Labels implements ingest.Known.
+func (g *Generation) Labels(hash uint64, ref uint32) labels.Labels {
+	return g.regs.at(hash, ref-1).labels
 }
 
 // Seal says that there will be no more appends: the caller has waited for all to return. It lets go of the previous generation.

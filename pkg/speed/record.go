@@ -48,10 +48,8 @@ func (g *Generation) CanRecord(b *ingest.Batch) bool {
 // a series is seen only by label queries.
 func (g *Generation) Resolve(b *ingest.Batch) {
 	if b.Known != ingest.Known(g) {
+		b.Detach()
 		b.Known = g
-		for i := range b.Series {
-			b.Series[i].Ref = 0
-		}
 	}
 	for i := range b.Series {
 		if in := &b.Series[i]; in.Ref == 0 {
@@ -82,6 +80,7 @@ func (g *Generation) register(in *ingest.Series) uint32 {
 type Record struct {
 	Bytes   []byte // Of buf.
 	buf     []byte
+	key     []byte // Scratch.
 	epoch   uint32
 	defines []*identity
 }
@@ -127,10 +126,15 @@ func (r *Record) define(g *Generation, b *ingest.Batch) int {
 		if id.id.Load() == 0 {
 			id.id.CompareAndSwap(0, g.ids.Add(1)) // or somebody else has
 		}
+		key := in.Key
+		if key == nil {
+			r.key = ingest.LabelsKey(r.key[:0], id.labels)
+			key = r.key
+		}
 		r.defines = append(r.defines, id)
 		r.buf = binary.AppendUvarint(r.buf, uint64(id.id.Load()))
-		r.buf = binary.AppendUvarint(r.buf, uint64(len(in.Key)))
-		r.buf = append(r.buf, in.Key...)
+		r.buf = binary.AppendUvarint(r.buf, uint64(len(key)))
+		r.buf = append(r.buf, key...)
 	}
 	head[0] = RecordFloats
 	n := 1 + binary.PutUvarint(head[1:], uint64(len(r.defines)))

@@ -21,6 +21,7 @@ type identity struct {
 	hash     uint64 // Of the key; see ingest.Series. The key itself is not kept: the labels say the same.
 	labels   labels.Labels
 	id       atomic.Uint32 // Under which records of the log speak of the series; 0 before the first does.
+	next     atomic.Uint64 // The series that came behind it in some request: shard, and reference + 1; 0 is none.
 	recorded atomic.Uint32 // The epoch in which the log has a record that defines the id; 0 is none.
 }
 
