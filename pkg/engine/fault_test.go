@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace/millrace/pkg/serving"
+	"github.com/millrace/millrace/pkg/speed"
 	"github.com/millrace/millrace/pkg/wal"
 )
 
@@ -146,7 +147,7 @@ func TestAPageThatCannotBeReadIsGivenUpInTheEnd(t *testing.T) {
 func TestARecordThatPanicsIsGivenUp(t *testing.T) {
 	e := startEngine(t, testConfig(t, t.TempDir()))
 	r := e.newReplayer(t.Context(), e.wireGeneration(header{Number: 7}, nil))
-	r.records <- indexed{}
+	r.work <- work{floats: make([]speed.Floats, 1)}
 	require.EqualValues(t, 1, r.wait())
 }
 

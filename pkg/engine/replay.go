@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -93,7 +92,8 @@ type replayer struct {
 	g           *generation
 	ctx         context.Context
 	floats      *speed.RecordReader
-	records     chan indexed
+	run         work // that is being gathered
+	work        chan work
 	wg          sync.WaitGroup
 	undecodable atomic.Int64
 	unknown     atomic.Bool // a later version wrote some of the records
@@ -102,18 +102,29 @@ type replayer struct {
 	shown time.Time
 }
 
-type indexed struct {
-	index  uint64
-	floats speed.Floats // of a record of floats, for which record is nil
-	record []byte       // of any other
+// work is a run of records of floats that follow one another, or one record of another kind.
+type work struct {
+	index   uint64 // of the first record
+	records []*[]byte
+	floats  []speed.Floats // nil if it is of another kind
+	size    int            // in bytes
 }
+
+// A run is long enough that the workers, who must keep to the order, seldom wait for each other.
+const (
+	runRecords = 16
+	runBytes   = 1 << 20
+)
+
+// buffers are for copies of what the log's own holds.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 func (e *Engine) newReplayer(ctx context.Context, g *generation) *replayer {
 	workers := runtime.GOMAXPROCS(0)
-	r := &replayer{e: e, g: g, ctx: ctx, floats: speed.NewRecordReader(g.mem), records: make(chan indexed, 4*workers)}
+	r := &replayer{e: e, g: g, ctx: ctx, floats: speed.NewRecordReader(g.mem), work: make(chan work, 2*workers)}
 	g.replayedSize = dirSize(g.dir)
 	for range workers {
-		r.wg.Go(r.work)
+		r.wg.Go(r.worker)
 	}
 	return r
 }
@@ -122,14 +133,44 @@ func (r *replayer) add(record []byte) error {
 	if r.ctx.Err() != nil {
 		return r.ctx.Err()
 	}
-	if err := r.hand(r.g.replayed, slices.Clone(record)); err != nil { // the log's buffer is its own
-		r.g.mem.Skip(r.g.replayed)
-		r.undecoded(r.g.replayed, err)
+	buf, _ := buffers.Get().(*[]byte)
+	*buf = append((*buf)[:0], record...)
+	if len(record) > 0 && record[0] == speed.RecordFloats {
+		r.addFloats(buf)
+	} else {
+		r.hand()
+		r.work <- work{index: r.g.replayed, records: []*[]byte{buf}}
 	}
 	r.g.replayed++
 	r.read += int64(len(record))
 	r.showProgress()
 	return nil
+}
+
+// addFloats adds a record of floats to the run. Its definitions are read here, where the order is that of the log.
+func (r *replayer) addFloats(buf *[]byte) {
+	floats, err := r.floats.Define(*buf)
+	if err != nil {
+		r.hand()
+		r.g.mem.Skip(r.g.replayed)
+		r.undecoded(r.g.replayed, 1, err)
+		return
+	}
+	if len(r.run.records) == 0 {
+		r.run.index = r.g.replayed
+	}
+	r.run.records, r.run.floats = append(r.run.records, buf), append(r.run.floats, floats)
+	if r.run.size += len(*buf); len(r.run.records) >= runRecords || r.run.size >= runBytes {
+		r.hand()
+	}
+}
+
+// hand gives the run to the workers.
+func (r *replayer) hand() {
+	if len(r.run.records) > 0 {
+		r.work <- r.run
+		r.run = work{}
+	}
 }
 
 func (r *replayer) showProgress() {
@@ -140,45 +181,39 @@ func (r *replayer) showProgress() {
 	r.e.setProgress("replaying the log of generation %d: %d %% (%d requests)", r.g.Number, 100*r.read/max(r.g.replayedSize, r.read), r.g.replayed)
 }
 
-// hand gives a record to the workers. The definitions in records of floats are read here, where the order is that of the log.
-func (r *replayer) hand(index uint64, record []byte) error {
-	in := indexed{index: index}
-	if len(record) > 0 && record[0] == speed.RecordFloats {
-		var err error
-		if in.floats, err = r.floats.Define(record); err != nil {
+func (r *replayer) worker() {
+	for w := range r.work {
+		if failed, err := r.apply(w); err != nil {
+			r.undecoded(w.index, failed, err)
+		}
+		for _, buf := range w.records {
+			buffers.Put(buf)
+		}
+	}
+}
+
+// apply returns how many records could not be applied as they should, and why.
+func (r *replayer) apply(w work) (failed int, err error) {
+	if w.floats != nil {
+		failed = len(w.floats) // should there be a panic
+		err = guard(func() (err error) {
+			failed, err = r.g.mem.Apply(w.index, w.floats)
 			return err
-		}
-	} else {
-		in.record = record
-	}
-	r.records <- in
-	return nil
-}
-
-func (r *replayer) work() {
-	for in := range r.records {
-		if err := r.apply(in); err != nil {
-			r.undecoded(in.index, err)
-		}
-	}
-}
-
-func (r *replayer) apply(in indexed) error {
-	if in.record == nil {
-		return guard(func() error { return in.floats.Apply(in.index) })
+		})
+		return failed, err
 	}
 	var b *ingest.Batch
-	err := guard(func() (err error) {
-		b, err = ingest.DecodeRecord(in.record, r.g.mem)
+	err = guard(func() (err error) {
+		b, err = ingest.DecodeRecord(*w.records[0], r.g.mem)
 		return err
 	})
 	if err != nil {
-		r.g.mem.Skip(in.index)
-		return err
+		r.g.mem.Skip(w.index)
+		return 1, err
 	}
 	defer b.Release()
-	return guard(func() error {
-		r.e.apply(r.g, in.index, b)
+	return 1, guard(func() error {
+		r.e.apply(r.g, w.index, b)
 		return nil
 	})
 }
@@ -194,18 +229,19 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
-func (r *replayer) undecoded(index uint64, err error) {
-	r.undecodable.Add(1)
+func (r *replayer) undecoded(index uint64, records int, err error) {
+	r.undecodable.Add(int64(records))
 	if errors.Is(err, ingest.ErrUnknownRecord) {
 		r.unknown.Store(true)
 	}
-	r.e.metrics.replayUndecodable.Inc()
-	r.e.logger.Error("a record of the log cannot be decoded", "generation", r.g.Number, "record", index, "err", err)
+	r.e.metrics.replayUndecodable.Add(float64(records))
+	r.e.logger.Error("records of the log cannot be decoded", "generation", r.g.Number, "from_record", index, "records", records, "err", err)
 }
 
 // wait returns when everything is applied, and how many records could not be decoded.
 func (r *replayer) wait() int64 {
-	close(r.records)
+	r.hand()
+	close(r.work)
 	r.wg.Wait()
 	return r.undecodable.Load()
 }

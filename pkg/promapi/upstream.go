@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/route"
@@ -66,13 +67,27 @@ func (a *api) newUpstream() http.Handler {
 		false, // metadata to the appendable
 		errorCode,
 		nil, // registry of features
-		v1.OpenAPIOptions{},
+		v1.OpenAPIOptions{IncludePaths: []string{"none"}}, // It is not served.
 		a.parser,
 	)
 	r := route.New().WithPrefix(prefix)
 	up.Register(r)
 	return r
 }
+
+// pending is a handler that is being made in the background: Prometheus's takes longer than all else that a start needs, as it writes a description of
+// itself that nobody asks for.
+type pending struct {
+	handler func() http.Handler
+}
+
+func newPending(f func() http.Handler) *pending {
+	p := &pending{handler: sync.OnceValue(f)}
+	go p.handler()
+	return p
+}
+
+func (p *pending) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler().ServeHTTP(w, r) }
 
 // errorCode tells a client to come again where a query may only have come at a bad time. T is a type of Prometheus's without a name outside.
 func errorCode[T any](_ T, err error) (code int, override bool) {

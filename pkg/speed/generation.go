@@ -144,33 +144,44 @@ func (g *Generation) Append(index uint64, b *ingest.Batch) AppendStats {
 	sc, _ := scratches.Get().(*scratch)
 	sc.group(b.Series, len(g.shards), g.regs.shift)
 	w := writer{startTimestamps: g.startTimestamps}
-	w.MinTime, w.MaxTime = math.MaxInt64, math.MinInt64
-	start, next := uint32(0), 0
-	defer func() { // After a panic: whoever comes later must not wait for this request for ever.
-		for i := next; i < len(g.shards); i++ {
-			g.shards[i].turn.skip(index)
-		}
-	}()
-	for i := range g.shards {
+	start := uint32(0)
+	g.inTurn(index, 1, sc.passage, &w, func(i int) {
 		end := sc.ends[i]
-		next = i + 1
-		g.visit(index, &g.shards[i], b, sc.order[start:end], sc.passage, &w)
+		if start < end {
+			g.shards[i].apply(g, b, sc.order[start:end], &w)
+		}
 		start = end
-	}
+	})
 	scratches.Put(sc)
-	g.metrics.count(&w.AppendStats)
 	return w.AppendStats
 }
 
-// visit waits for the request's turn at a shard, applies its part and passes the turn on, whatever happens.
-func (g *Generation) visit(index uint64, sh *shard, b *ingest.Batch, list []uint32, p passage, w *writer) {
-	sh.turn.wait(index, p)
-	defer sh.turn.pass()
-	if len(list) == 0 {
-		return
+// inTurn calls apply for each shard when it is the turn there of n requests that follow one another. It applies the shard's part of all of them and
+// counts in w.
+func (g *Generation) inTurn(index, n uint64, p passage, w *writer, apply func(shard int)) {
+	w.MinTime, w.MaxTime = math.MaxInt64, math.MinInt64
+	next := 0
+	defer func() { // After a panic: whoever comes later must not wait for this request for ever.
+		for i := next; i < len(g.shards); i++ {
+			for k := range n {
+				g.shards[i].turn.skip(index + k)
+			}
+		}
+	}()
+	for i := range g.shards {
+		next = i + 1
+		g.visit(index, n, i, p, w, apply)
 	}
+	g.metrics.count(&w.AppendStats)
+}
+
+// visit waits for the requests' turn at a shard, applies their part and passes the turn on, whatever happens.
+func (g *Generation) visit(index, n uint64, shard int, p passage, w *writer, apply func(shard int)) {
+	turn := &g.shards[shard].turn
+	turn.wait(index, p)
+	defer turn.pass(n)
 	before := *w
-	sh.apply(g, b, list, w)
+	apply(shard)
 	g.account(&before, w)
 }
 

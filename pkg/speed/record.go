@@ -182,11 +182,10 @@ type definitionPage [1 << 10]atomic.Pointer[definition]
 
 // definition is a series as a record defines it.
 type definition struct {
-	id   uint32
-	from uint64 // The record that defines it, counted.
-	key  []byte
-	hash uint64
-	ref  atomic.Uint32 // In the reader's generation, once it is known.
+	from  uint64        // The record that defines it, counted.
+	place atomic.Uint64 // In the reader's generation, once a record used it: shard, and reference + 1; 0 before.
+	key   []byte
+	id    uint32
 }
 
 // NewRecordReader returns a reader for a generation that is being replayed.
@@ -201,7 +200,6 @@ var (
 
 // Floats are what a record holds beside its definitions.
 type Floats struct {
-	g      *Generation
 	pages  []*definitionPage
 	record uint64
 	rec    cursor
@@ -225,7 +223,7 @@ func (r *RecordReader) Define(rec []byte) (Floats, error) {
 	if c.bad {
 		return Floats{}, fmt.Errorf("%w: it ends within its definitions", ErrRecord)
 	}
-	return Floats{g: r.g, pages: r.pages, record: r.records, rec: c}, nil
+	return Floats{pages: r.pages, record: r.records, rec: c}, nil
 }
 
 // define says whether the id does not mean another series already.
@@ -243,89 +241,122 @@ func (r *RecordReader) define(id uint32, key []byte) bool {
 		return bytes.Equal(old.key, key)
 	}
 	// The key is copied: it must not keep the whole record.
-	slot.Store(&definition{id: id, from: r.records, key: bytes.Clone(key), hash: xxhash.Sum64(key)})
+	slot.Store(&definition{id: id, from: r.records, key: bytes.Clone(key)})
 	r.g.ids.Store(max(r.g.ids.Load(), id))
 	return true
 }
 
-// replayed is a batch that was read from a record.
+// replayed is what was read from records.
 type replayed struct {
-	batch   ingest.Batch
-	floats  []ingest.Float
-	learned []*definition // Of the batch's series.
-	lost    int           // Samples of series that are not defined.
+	parts   [][]float // By shard.
+	passage passage
 }
 
-var replayedPool = sync.Pool{New: func() any { return &replayed{} }}
+var replayedPool = sync.Pool{New: func() any { return &replayed{passage: newPassage()} }}
 
-// Apply gives the floats to the generation, as the request with the given index. It uses the index up, whatever it returns.
-func (f Floats) Apply(index uint64) error {
-	b, _ := replayedPool.Get().(*replayed)
-	defer b.release()
+// Apply gives the floats of records that follow one another in the log to the generation, as the requests from index on, one for each. It uses these
+// indexes up, whatever it returns: the number of records of which something is lost, and why. The more records at once, the less the goroutines that
+// apply them wait for each other.
+func (g *Generation) Apply(index uint64, records []Floats) (failed int, err error) {
+	r, _ := replayedPool.Get().(*replayed)
 	given := false
 	defer func() {
 		if !given {
-			f.g.Skip(index)
+			for k := range records {
+				g.Skip(index + uint64(k))
+			}
 		}
 	}()
-	if err := b.decode(f); err != nil {
-		return err
+	r.begin(len(g.shards))
+	var errs []error
+	for _, f := range records {
+		if err := r.decode(g, f); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	given = true
-	f.g.Append(index, &b.batch)
-	for i, d := range b.learned {
-		in := &b.batch.Series[i]
-		if in.Ref > 0 {
-			continue
+	w := writer{startTimestamps: g.startTimestamps}
+	g.inTurn(index, uint64(len(records)), r.passage, &w, func(i int) {
+		if len(r.parts[i]) > 0 {
+			g.shards[i].applyFloats(r.parts[i], &w)
 		}
-		if ref, ok := f.g.Find(d.hash, d.key); ok {
-			in.Ref = ref
-			f.g.identity(in).id.CompareAndSwap(0, d.id)
-			d.ref.Store(ref)
+	})
+	replayedPool.Put(r)
+	return len(errs), errors.Join(errs...)
+}
+
+func (r *replayed) begin(shards int) {
+	if len(r.parts) != shards {
+		r.parts = make([][]float, shards)
+	}
+	for i := range r.parts {
+		r.parts[i] = r.parts[i][:0]
+	}
+}
+
+// decode adds a record's floats, all or nothing of them but for those of series that are not defined.
+func (r *replayed) decode(g *Generation, f Floats) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	c := f.rec
+	id, t, lost := uint64(0), int64(0), 0
+	for n := c.uvarint(); n > 0; n-- {
+		id += uint64(c.varint())
+		d := f.definition(id)
+		var part *[]float
+		var ref uint32
+		if d != nil {
+			place := g.place(d)
+			part, ref = &r.parts[place>>32], uint32(place)-1
+		}
+		for k := c.uvarint(); k > 0; k-- {
+			t += c.varint()
+			v := math.Float64frombits(c.fixed64())
+			if d == nil {
+				lost++
+				continue
+			}
+			*part = append(*part, float{ref: ref, t: t, v: v})
 		}
 	}
-	if b.lost > 0 {
-		return fmt.Errorf("%w: %d samples", ErrUndefined, b.lost)
+	if lost > 0 {
+		return fmt.Errorf("%w: %d samples", ErrUndefined, lost)
 	}
 	return nil
 }
 
-func (b *replayed) release() {
-	clear(b.batch.Series)
-	clear(b.learned)
-	b.batch.Series, b.floats, b.learned, b.lost = b.batch.Series[:0], b.floats[:0], b.learned[:0], 0
-	b.batch.Known = nil
-	replayedPool.Put(b)
-}
-
-func (b *replayed) decode(f Floats) error {
+// check says whether the record can be decoded, for nothing is to be registered for one that cannot.
+func (f Floats) check() error {
 	c := f.rec
-	b.batch.Known = f.g
-	id, t := uint64(0), int64(0)
-	n := c.uvarint()
-	for ; n > 0 && !c.bad; n-- {
-		id += uint64(c.varint())
-		from := len(b.floats)
-		for k := c.uvarint(); k > 0 && !c.bad; k-- {
-			t += c.varint()
-			b.floats = append(b.floats, ingest.Float{T: t, V: math.Float64frombits(c.fixed64())})
+	for n := c.uvarint(); n > 0 && !c.bad; n-- {
+		c.uvarint()
+		k := c.uvarint()
+		if k == 0 && !c.bad {
+			return fmt.Errorf("%w: a series has no samples", ErrRecord)
 		}
-		if len(b.floats) == from {
-			return fmt.Errorf("%w: series %d has no samples", ErrRecord, id)
+		for ; k > 0 && !c.bad; k-- {
+			c.uvarint()
+			c.bytes(8)
 		}
-		d := f.definition(id)
-		if d == nil {
-			b.lost += len(b.floats) - from
-			b.floats = b.floats[:from]
-			continue
-		}
-		b.learned = append(b.learned, d)
-		b.batch.Series = append(b.batch.Series, ingest.Series{Key: d.key, Hash: d.hash, Ref: d.ref.Load(), Floats: b.floats[from:len(b.floats):len(b.floats)]})
 	}
 	if c.bad || len(c.b) > 0 {
 		return fmt.Errorf("%w: it does not end with its samples", ErrRecord)
 	}
 	return nil
+}
+
+// place returns where a series is, and registers it if need be.
+func (g *Generation) place(d *definition) uint64 {
+	if p := d.place.Load(); p > 0 {
+		return p
+	}
+	in := ingest.Series{Key: d.key, Hash: xxhash.Sum64(d.key)}
+	in.Ref = g.register(&in)
+	g.identity(&in).id.CompareAndSwap(0, d.id)
+	p := in.Hash>>g.regs.shift<<32 | uint64(in.Ref)
+	d.place.Store(p)
+	return p
 }
 
 // definition returns what an id means in the record; nil if nothing. What a later record says of it does not count: where a

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace/millrace/pkg/ingest"
@@ -47,7 +48,8 @@ func apply(r *RecordReader, index uint64, rec []byte) error {
 	if err != nil {
 		return err
 	}
-	return floats.Apply(index)
+	_, err = r.g.Apply(index, []Floats{floats})
+	return err
 }
 
 func TestRecordsSayWhatWasAppended(t *testing.T) {
@@ -62,10 +64,20 @@ func TestRecordsSayWhatWasAppended(t *testing.T) {
 		again := NewGeneration(Options{Shards: 1 << (round % 5)})
 		reader := NewRecordReader(again)
 		var wg sync.WaitGroup
+		var run []Floats
 		for i, rec := range log {
 			floats, err := reader.Define(rec)
 			require.NoError(t, err)
-			wg.Go(func() { require.NoError(t, floats.Apply(uint64(i))) })
+			run = append(run, floats)
+			if len(run) <= i%5 && i+1 < len(log) {
+				continue
+			}
+			first, records := uint64(i+1-len(run)), run
+			run = nil
+			wg.Go(func() {
+				_, err := again.Apply(first, records)
+				assert.NoError(t, err)
+			})
 		}
 		wg.Wait()
 		require.Equal(t, query(t, g, minTime, maxTime, all()), query(t, again, minTime, maxTime, all()))
@@ -135,8 +147,11 @@ func TestLateDefinitionIsNotUsedByEarlierRecords(t *testing.T) {
 	require.NoError(t, err)
 	late, err := reader.Define(defines)
 	require.NoError(t, err)
-	require.NoError(t, late.Apply(0))
-	require.ErrorIs(t, early.Apply(1), ErrUndefined)
+	_, err = g.Apply(0, []Floats{late})
+	require.NoError(t, err)
+	failed, err := g.Apply(1, []Floats{early})
+	require.ErrorIs(t, err, ErrUndefined)
+	require.Equal(t, 1, failed)
 	require.Len(t, query(t, g, minTime, maxTime, all())[`{__name__="other"}`], 1)
 }
 
@@ -249,7 +264,7 @@ func FuzzRecordReader(f *testing.F) {
 				g.Skip(uint64(i))
 				continue
 			}
-			if err := floats.Apply(uint64(i)); err != nil && !errors.Is(err, ErrUndefined) {
+			if _, err := g.Apply(uint64(i), []Floats{floats}); err != nil && !errors.Is(err, ErrUndefined) {
 				require.ErrorIs(t, err, ErrRecord)
 			}
 		}

@@ -41,6 +41,24 @@ func (sh *shard) apply(g *Generation, b *ingest.Batch, list []uint32, w *writer)
 	}
 }
 
+// applyFloats applies floats of series that are registered.
+func (sh *shard) applyFloats(list []float, w *writer) {
+	sh.reg.mu.Lock()
+	defer sh.reg.mu.Unlock()
+	w.sh = sh
+	for i := range list {
+		f := &list[i]
+		w.float(sh.series(f.ref), ingest.Float{T: f.t, V: f.v})
+	}
+}
+
+// float is a sample of a series of a shard.
+type float struct {
+	ref uint32
+	t   int64
+	v   float64
+}
+
 // resolve returns the series of a request, which may be a new one.
 func (sh *shard) resolve(g *Generation, b *ingest.Batch, in *ingest.Series, w *writer) uint32 {
 	if in.Ref > 0 && b.Known == ingest.Known(g) {

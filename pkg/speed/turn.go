@@ -30,9 +30,10 @@ func (t *turn) wait(index uint64, p passage) {
 	<-p
 }
 
-// pass ends the turn of the index whose turn it is.
-func (t *turn) pass() {
+// pass ends the turn of the n indexes from that on whose turn it is.
+func (t *turn) pass(n uint64) {
 	t.mu.Lock()
+	t.next += n - 1
 	t.advance()
 	t.mu.Unlock()
 }
