@@ -28,7 +28,7 @@ import (
 var Default = BuildAll
 
 // goPackages leaves out what npm brings: some of its packages hold Go files.
-var goPackages = []string{"./cmd/...", "./pkg/..."}
+var goPackages = []string{"./bench/...", "./cmd/...", "./pkg/..."}
 
 type platform struct{ os, arch string }
 

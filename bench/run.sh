@@ -4,10 +4,11 @@
 #   TSLOAD=tsload PROMETHEUS=path VICTORIAMETRICS=path bench/run.sh [CASE…]
 #
 # A case is SHAPE,SERIES,SCRAPES,PROTOCOL,LATE; without any, those of README.md. FRESH=1000 is the number of writes that are waited for.
+# With QUERIES=DIR, which holds queries-SHAPE.txt, the queries in there are timed instead, after the load, and a table says how long they take.
 # With SETTLE=1 the table says what the work behind a load costs, until the batch jobs have run (peers: 15 s), and what is left on the disk.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-: "${TSLOAD:=tsload}" "${PROMETHEUS:=}" "${VICTORIAMETRICS:=}" "${FRESH:=1000}" "${SETTLE:=}"
+: "${TSLOAD:=tsload}" "${PROMETHEUS:=}" "${VICTORIAMETRICS:=}" "${FRESH:=1000}" "${SETTLE:=}" "${QUERIES:=}"
 [ $# -gt 0 ] || set -- node,100000,60,1,0 iot,200000,30,1,0 node,100000,60,2,0 node,1000000,12,1,0 node,100000,60,1,0.2 iot,200000,30,1,0.2
 work=$(mktemp -d)
 pid=
@@ -84,6 +85,12 @@ measure() {
     return
   fi
   full
+  if [ -n "$QUERIES" ]; then
+    [ "$name" != victoriametrics ] || sleep 10 # it shows the last samples late
+    "$TSLOAD" query --url "$base" --file "$QUERIES/queries-$shape.txt" --end "$end" --runs 9 >"$work/queries-$name"
+    kill "$pid" && wait "$pid" 2>/dev/null || true
+    return
+  fi
   seen=-
   if [ "$name" != victoriametrics ]; then
     seen=$("$TSLOAD" freshness --write-url "$base/api/v1/write" --url "$base" --runs "$FRESH" 2>&1 | sed -n 's/.*p50_ms=\([0-9.]*\) p99_ms=\([0-9.]*\).*/\1 \/ \2/p')
@@ -101,7 +108,30 @@ measure() {
   kill "$pid" && wait "$pid" 2>/dev/null || true
 }
 
-if [ -n "$SETTLE" ]; then
+# compare prints what the queries of a load took on each server, and how that relates to the first peer that was measured.
+compare() {
+  printf '\n%s %s × %s, v%s, p50 in ms:\n\n| query | ' "$shape" "$series" "$scrapes" "$proto"
+  printf '%s | ' "$@"
+  printf 'ratio |\n| --- |%s ---: |\n' "$(printf ' ---: |%.0s' "$@")"
+  local files=()
+  for name in "$@"; do files+=("$work/queries-$name"); done
+  awk -F'\t' -v servers=$# '
+    FNR == 1 { file++; next }
+    { ms[file, $6] = $1; sum[file, $6] = $3 "/" $4 "/" $5; if (file == 1) order[++n] = $6 }
+    END {
+      for (i = 1; i <= n; i++) {
+        q = order[i]; row = q; gsub(/\|/, "\\|", row); row = "| `" row "` |"
+        for (f = 1; f <= servers; f++) row = row " " ms[f, q] (sum[f, q] == sum[1, q] ? "" : " (differs)") " |"
+        if (servers > 1 && ms[2, q] > 0) { r = ms[1, q] / ms[2, q]; logs += log(r); m++; worst = r > worst ? r : worst; row = row sprintf(" %.2f |", r) } else row = row " - |"
+        print row
+      }
+      if (m) printf "\nGeometric mean of the ratios to the second column %.2f, the worst %.2f.\n", exp(logs / m), worst
+    }' "${files[@]}"
+}
+
+if [ -n "$QUERIES" ]; then
+  :
+elif [ -n "$SETTLE" ]; then
   echo "| load | server | samples per CPU second | RSS per series, kB | samples per CPU second, settled | disk, bytes per sample |"
   echo "| --- | --- | ---: | ---: | ---: | ---: |"
 else
@@ -111,7 +141,9 @@ fi
 for case in "$@"; do
   IFS=, read -r shape series scrapes proto late <<<"$case"
   end=$(($(date +%s) / 60 * 60)) start=$(($(date +%s) / 60 * 60 - (scrapes - 1) * 15))
-  measure millrace
-  [ -z "$PROMETHEUS" ] || measure prometheus
-  [ -z "$VICTORIAMETRICS" ] || [ "$proto" = 2 ] || measure victoriametrics
+  servers=(millrace)
+  [ -z "$PROMETHEUS" ] || servers+=(prometheus)
+  [ -z "$VICTORIAMETRICS" ] || [ "$proto" = 2 ] || servers+=(victoriametrics)
+  for name in "${servers[@]}"; do measure "$name"; done
+  [ -z "$QUERIES" ] || compare "${servers[@]}"
 done
