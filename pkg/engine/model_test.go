@@ -1,0 +1,181 @@
+package engine
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/golang/snappy"
+	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/prompb"
+	writev2 "github.com/prometheus/prometheus/prompb/io/prometheus/write/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/serving"
+)
+
+var histories = flag.Int("histories", 3, "how many random histories TestHistoriesOfAnEngine goes through")
+
+// history makes random requests to an engine and does to it what happens to engines. What was accepted is told apart by its values.
+type history struct {
+	*rand.Rand
+	t    *testing.T
+	path string
+	e    *Engine
+	now  int64
+	next int // value
+	last map[string]int64
+	want map[string]map[int64]int
+}
+
+// histogramOf is told apart from the float of the same number by its sign.
+func histogramOf(v int) *histogram.Histogram {
+	return &histogram.Histogram{Count: uint64(v), Sum: float64(v), PositiveSpans: []histogram.Span{{Length: 1}}, PositiveBuckets: []int64{int64(v)}}
+}
+
+// at is the time of a sample: mostly newer than all of its series, else late, by up to days, or one that is taken.
+func (h *history) at(series string) int64 {
+	last, met := h.last[series]
+	switch {
+	case !met:
+		last = h.now - h.Int63n(3*windowMillis)
+	case h.Intn(4) > 0:
+		last += 1 + h.Int63n(60_000)
+	case h.Intn(2) == 0:
+		taken := slices.Sorted(maps.Keys(h.want[series]))
+		return taken[h.Intn(len(taken))]
+	default:
+		return h.now - h.Int63n(30*windowMillis)
+	}
+	h.last[series] = min(last, h.now)
+	return h.last[series]
+}
+
+// write sends a request in either protocol. A series may be there more than once.
+func (h *history) write() {
+	var v1 prompb.WriteRequest
+	var v2 writev2.Request
+	symbols := writev2.NewSymbolTable()
+	v2.Symbols = []string{""}
+	for range 1 + h.Intn(8) {
+		series := strconv.Itoa(h.Intn(12))
+		ts := prompb.TimeSeries{Labels: []prompb.Label{{Name: "__name__", Value: "m"}, {Name: "series", Value: series}}}
+		for range 1 + h.Intn(4) {
+			at := h.at(series)
+			h.next++
+			v := h.next
+			if h.want[series] == nil {
+				h.want[series] = map[int64]int{}
+			}
+			// Of one series in one request, histograms come after floats.
+			if len(ts.Histograms) > 0 || h.Intn(10) == 0 {
+				ts.Histograms = append(ts.Histograms, prompb.FromIntHistogram(at, histogramOf(v)))
+				v = -v
+			} else {
+				ts.Samples = append(ts.Samples, prompb.Sample{Timestamp: at, Value: float64(v)})
+			}
+			h.want[series][at] = v
+		}
+		v1.Timeseries = append(v1.Timeseries, ts)
+		other := writev2.TimeSeries{LabelsRefs: []uint32{symbols.Symbolize("__name__"), symbols.Symbolize("m"), symbols.Symbolize("series"), symbols.Symbolize(series)}}
+		for _, s := range ts.Samples {
+			other.Samples = append(other.Samples, writev2.Sample{Timestamp: s.Timestamp, Value: s.Value})
+		}
+		for _, x := range ts.Histograms {
+			other.Histograms = append(other.Histograms, writev2.FromIntHistogram(0, x.Timestamp, x.ToIntHistogram()))
+		}
+		v2.Timeseries = append(v2.Timeseries, other)
+	}
+	v2.Symbols = symbols.Symbols()
+	raw, err := v1.Marshal()
+	p := ingest.V1
+	if h.Intn(2) == 0 {
+		raw, err = v2.Marshal()
+		p = ingest.V2
+	}
+	require.NoError(h.t, err)
+	_, err = h.e.receiver.Ingest(h.t.Context(), p, snappy.Encode(nil, raw))
+	require.NoError(h.t, err)
+}
+
+// check compares all samples of all series.
+func (h *history) check() {
+	got := map[string]map[int64]int{}
+	q, err := h.e.queries.NewInstantQuery(h.t.Context(), h.e.queryable, nil, "m[3d]", time.UnixMilli(h.now))
+	require.NoError(h.t, err)
+	defer q.Close()
+	m, err := q.Exec(serving.WithLayer(h.t.Context(), serving.Merged)).Matrix()
+	require.NoError(h.t, err)
+	for _, s := range m {
+		samples := map[int64]int{}
+		got[s.Metric.Get("series")] = samples
+		for _, f := range s.Floats {
+			samples[f.T] = int(f.F)
+		}
+		for _, x := range s.Histograms {
+			require.NotContains(h.t, samples, x.T)
+			samples[x.T] = -int(x.H.Count)
+		}
+	}
+	require.Equal(h.t, h.want, got)
+}
+
+// crash goes on with a copy of the files as they are, when none is being made: what a process that was killed leaves. (How it is in the middle of
+// that, processes that are killed show in the end-to-end tests.)
+func (h *history) crash() {
+	eventually(h.t, "what was sealed is in the bucket", func() bool {
+		h.e.mu.Lock()
+		defer h.e.mu.Unlock()
+		return len(h.e.generations) == 1 && len(h.e.local) == 0
+	})
+	path := filepath.Join(h.t.TempDir(), "copy")
+	require.NoError(h.t, os.CopyFS(path, os.DirFS(h.path)))
+	stopEngine(h.t, h.e)
+	h.path = path
+	h.e = startEngine(h.t, testConfig(h.t, path))
+}
+
+func (h *history) restart() {
+	stopEngine(h.t, h.e)
+	h.e = startEngine(h.t, testConfig(h.t, h.path))
+}
+
+// Whatever comes, in whatever order, and whatever happens meanwhile: what a query sees is, for each time of a series, what was accepted last.
+func TestHistoriesOfAnEngine(t *testing.T) {
+	for seed := range int64(*histories) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			h := &history{
+				Rand: rand.New(rand.NewSource(seed)), t: t, path: t.TempDir(), now: time.Now().UnixMilli(),
+				last: map[string]int64{}, want: map[string]map[int64]int{},
+			}
+			h.e = startEngine(t, testConfig(t, h.path))
+			for range 40 {
+				switch h.Intn(20) {
+				case 0, 1:
+					require.NoError(t, h.e.rotate())
+				case 2:
+					require.NoError(t, h.e.RunBatch(t.Context()))
+				case 3:
+					h.restart()
+				case 4:
+					h.crash()
+				default:
+					h.write()
+				}
+				if h.Intn(4) == 0 {
+					h.check()
+				}
+			}
+			require.NoError(t, h.e.RunBatch(t.Context()))
+			h.check()
+		})
+	}
+}
