@@ -121,7 +121,9 @@ func Dev() error {
 // Test checks everything that CI checks. It builds for this platform; that the others would build it tells from their types, which takes seconds,
 // not minutes.
 func Test() {
-	mg.SerialDeps(Lint, TypeCheck, TestGo, TestFrontend, Plugin, Server, TestModules)
+	mg.SerialDeps(Lint, TypeCheck)
+	mg.Deps(TestGo, TestModules) // the latter mostly wait, for minutes of samples
+	mg.SerialDeps(TestFrontend, Plugin, Server)
 }
 
 // Lint checks form and usual mistakes, in Go and in the front end.
