@@ -29,6 +29,7 @@ func (e *Engine) runBatchOnSchedule(ctx context.Context) {
 }
 
 func (e *Engine) runJobs(ctx context.Context, force bool) error {
+	defer collector.save()()
 	if _, err := e.data.runner.Run(ctx, force); err != nil {
 		return fmt.Errorf("run batch jobs: %w", err)
 	}

@@ -209,8 +209,7 @@ func readLogs(path string) ([]uint64, error) {
 // recover replays the logs, oldest first. The newest generation goes on unless it is old; the others wait to be written to blocks.
 func (e *Engine) recover(ctx context.Context, logs []uint64, highest uint64) error {
 	began := time.Now()
-	// Nothing becomes garbage that is worth to be collected before all of it is read.
-	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	defer collector.spend()()
 	for i, number := range logs {
 		e.setPhase(Starting, fmt.Sprintf("replaying log %d of %d", i+1, len(logs)))
 		g, err := e.replay(ctx, number)

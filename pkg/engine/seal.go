@@ -131,6 +131,7 @@ func (e *Engine) oldestSealed() *generation {
 
 // flush writes a sealed generation's blocks, lets them take its place in one step, and only then gives up log and memory.
 func (e *Engine) flush(ctx context.Context, g *generation) ([]*localBlock, error) {
+	defer collector.save()()
 	// Of less worth than room for samples.
 	e.report("metadata", e.metadata.save(e.data.path))
 	e.report("exemplars", e.exemplars.save(e.data.path))

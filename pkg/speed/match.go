@@ -117,6 +117,17 @@ func (s *selection) each(n uint32, f func(uint32) bool) {
 	}
 }
 
+// len is the number of references if that is known without looking at each, else 0.
+func (s *selection) len(n uint32) int {
+	switch {
+	case len(s.with)+len(s.without) > 0:
+		return 0
+	case s.all:
+		return int(n)
+	}
+	return len(s.list)
+}
+
 func (s *selection) has(r uint32) bool {
 	for _, b := range s.with {
 		if !b.has(r) {

@@ -72,6 +72,7 @@ func (c *collector) collect(sh *shard, ms []*labels.Matcher) error {
 	if err != nil {
 		return err
 	}
+	c.found = slices.Grow(c.found, sel.len(v.n))
 	refs := make([]uint32, 0, checkContextEvery)
 	sel.each(v.n, func(ref uint32) bool {
 		if refs = append(refs, ref); len(refs) == cap(refs) {
