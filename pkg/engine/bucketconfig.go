@@ -49,8 +49,12 @@ func OpenBucket(config []byte) (objstore.Bucket, error) {
 func newBucket(config []byte) (objstore.Bucket, error) {
 	var c bucketSettings
 	// A folder is served by our own bucket, which syncs what is uploaded and maps what is read.
-	if err := yaml.Unmarshal(config, &c); err == nil && strings.EqualFold(c.Type, "FILESYSTEM") && c.Config.Directory != "" {
+	readable := yaml.Unmarshal(config, &c)
+	if readable == nil && strings.EqualFold(c.Type, "FILESYSTEM") && c.Config.Directory != "" {
 		return block.NewDirBucket(filepath.Join(c.Config.Directory, filepath.FromSlash(c.Prefix)))
+	}
+	if readable == nil && c.Type == "" {
+		return nil, errors.New("configure bucket: the setting \"type\" is missing: it is the kind of the bucket, such as S3")
 	}
 	b, err := client.NewBucket(log.NewNopLogger(), config, "millrace", nil)
 	if err == nil || outage(err) {

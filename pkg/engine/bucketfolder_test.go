@@ -204,6 +204,7 @@ func TestErrorsOfTheBucketsConfigurationNameFileAndLine(t *testing.T) {
 		err, not     string
 	}{
 		{"no YAML", "type: S3\n config: [", "line 2: mapping values", ""},
+		{"an empty file", "", `the setting "type" is missing`, "line"},
 		{"an unknown section", "type: S3\nconfg: {}\n", "line 2: there is no setting \"confg\"", ""},
 		{"an unknown setting", "type: S3\nconfig:\n  endpoint: x\n  buckt: y\n", "line 4: there is no setting \"buckt\"", "line 1"},
 		{"an unknown setting, deeper", "type: S3\nconfig:\n  endpoint: x\n\n  http_config:\n    tmeout: 1s\n", "line 6: there is no setting \"tmeout\"", ""},

@@ -330,8 +330,12 @@ var unknownField = regexp.MustCompile(`field (\S+) not found in type \S+`)
 // Error implements error.
 func (e settingsError) Error() string {
 	text := unknownField.ReplaceAllString(e.error.Error(), `there is no setting "$1"`)
-	text = strings.ReplaceAll(text, "yaml: unmarshal errors:\n  ", "")
-	return strings.ReplaceAll(text, "\n  ", "; ")
+	return oneLine(text)
+}
+
+// oneLine brings what a YAML parser says into one line.
+func oneLine(text string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(text, "yaml: unmarshal errors:\n  ", ""), "\n  ", "; ")
 }
 
 // Unwrap returns what the parser said.
@@ -454,14 +458,14 @@ func configFileArgs(file string, given map[string]bool) ([]string, error) {
 	}
 	var settings map[string]yaml.Node
 	if err := yaml.Unmarshal(raw, &settings); err != nil {
-		return nil, err
+		return nil, settingsError{err}
 	}
 	var args []string
 	known := knownFlags()
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		node := settings[name]
 		flag, ok := known[name]
-		if !ok {
+		if !ok || name == "config.file" {
 			return nil, fmt.Errorf("line %d: there is no setting %q", node.Line, name)
 		}
 		if given[name] {

@@ -65,6 +65,8 @@ func TestTheCommandLineAndTheFile(t *testing.T) {
 		}},
 		{name: "an empty file", file: "", check: func(t *testing.T, c Config) { require.Equal(t, "data", c.Storage.Path) }},
 		{name: "an unknown setting", file: "storage.pth: /x\n", err: "storage.pth"},
+		{name: "another file", file: "config.file: /x\n", err: `line 1: there is no setting "config.file"`},
+		{name: "no settings", file: "foo\n: bar\n", err: "millrace.yml: line 1: cannot unmarshal !!str `foo` into"},
 		{name: "not a value", file: "storage.path: {a: b}\n", err: "storage.path must be a value or a list of values"},
 		{name: "not YAML", file: "storage.path: [\n", err: "--config.file"},
 		{name: "a duration without a unit", file: "query.timeout: 7\n", err: "not a valid duration"},

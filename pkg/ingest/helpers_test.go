@@ -43,6 +43,9 @@ func (r *recorder) Append(_ context.Context, header, body []byte, b *Batch) erro
 	if r.err != nil {
 		return r.err
 	}
+	if b.Empty() {
+		return nil
+	}
 	r.records = append(r.records, slices.Concat(header, body))
 	r.batches = append(r.batches, plainOf(b))
 	return nil

@@ -20,7 +20,8 @@ type Appender interface {
 	// DecodeRecord makes b again. It returns when the write may be acknowledged,
 	// and b was applied. It keeps none of the three. A request
 	// that cannot be taken now gets an *Unavailable; any other error is answered
-	// with 500.
+	// with 500. If b is empty, nothing is to be stored: the answer says whether
+	// something could be.
 	Append(ctx context.Context, header, body []byte, b *Batch) error
 	// Known returns what finds the series that were accepted before; nil is
 	// nothing.
@@ -144,7 +145,8 @@ func (r *Receiver) ingest(ctx context.Context, l *loan, p Protocol, body []byte)
 }
 
 func (r *Receiver) store(ctx context.Context, p Protocol, body []byte, d *decoder) error {
-	if d.b.Empty() {
+	// What is dropped is acknowledged because the elected replica's is stored: not while nothing can be.
+	if d.b.Empty() && d.pairing.dropped == (Written{}) {
 		return nil
 	}
 	buf, _ := r.headers.Get().(*[]byte)
