@@ -70,7 +70,7 @@ func New(o Options) http.Handler {
 		o.Exemplars = noExemplars{}
 	}
 	a := &api{o: o, parser: o.Features.NewParser()}
-	a.upstream = newPending(a.newUpstream)
+	a.upstream = newLazy(a.newUpstream)
 	a.routes = a.newRoutes()
 	return a
 }

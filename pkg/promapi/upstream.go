@@ -75,19 +75,15 @@ func (a *api) newUpstream() http.Handler {
 	return r
 }
 
-// pending is a handler that is being made in the background: Prometheus's takes longer than all else that a start needs, as it writes a description of
+// lazy is a handler that is made when it is first needed: Prometheus's takes longer than all else that a start needs, as it writes a description of
 // itself that nobody asks for.
-type pending struct {
+type lazy struct {
 	handler func() http.Handler
 }
 
-func newPending(f func() http.Handler) *pending {
-	p := &pending{handler: sync.OnceValue(f)}
-	go p.handler()
-	return p
-}
+func newLazy(f func() http.Handler) *lazy { return &lazy{handler: sync.OnceValue(f)} }
 
-func (p *pending) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler().ServeHTTP(w, r) }
+func (l *lazy) ServeHTTP(w http.ResponseWriter, r *http.Request) { l.handler().ServeHTTP(w, r) }
 
 // errorCode tells a client to come again where a query may only have come at a bad time. T is a type of Prometheus's without a name outside.
 func errorCode[T any](_ T, err error) (code int, override bool) {
