@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 	"unsafe"
 )
@@ -27,7 +28,7 @@ type pairing struct {
 	current int     // 1 + use of the open series, if it is kept or dropped; else 0
 	dropped Written // of all uses
 	kept    bool    // some series was stored without its replica label
-	waits   []byte  // cluster of some replica for which the verdict was verdictWait
+	waiting bool    // some use waits
 }
 
 // replicaUse is a replica that a request holds series of.
@@ -36,6 +37,7 @@ type replicaUse struct {
 	election         *election
 	held             uint64 // what it was when the verdict was given
 	verdict          verdict
+	waits            bool    // the verdict was verdictWait
 	stored           bool    // some series is
 	dropped          Written // all series are
 }
@@ -49,14 +51,31 @@ func (p *pairing) begin(t *replicas) {
 	}
 }
 
-// refusal is the error for a request that must wait for the elected replica's; nil if it need not.
+// refusal is the error for a request with series that must wait for those of the elected replica; nil if there are none, or if it brings these itself.
 func (p *pairing) refusal() error {
-	if p.waits == nil {
+	if !p.waiting {
+		return nil
+	}
+	elected := map[*election]bool{}
+	for i := range p.uses {
+		if u := &p.uses[i]; u.verdict == verdictKeep {
+			elected[u.election] = true
+		}
+	}
+	at := slices.IndexFunc(p.uses, func(u replicaUse) bool { return u.waits && !elected[u.election] })
+	if at < 0 {
 		return nil
 	}
 	return &Unavailable{
 		Status: http.StatusServiceUnavailable, RetryAfter: 5 * time.Second,
-		Reason: fmt.Sprintf("samples of the elected replica of cluster %s cannot be stored at the moment; until they are, those of the others are not dropped", quote(p.waits)),
+		Reason: fmt.Sprintf("samples of the elected replica of cluster %s cannot be stored at the moment; until they are, those of the others are not dropped", quote(p.uses[at].cluster)),
+	}
+}
+
+// postpone notes that the request could not be stored.
+func (p *pairing) postpone() {
+	if p.table != nil {
+		p.table.postpone(p.uses, p.now)
 	}
 }
 
@@ -89,12 +108,13 @@ func (d *decoder) elect(cluster, replica []byte) verdict {
 		return v
 	}
 	e, held, v := p.table.elect(cluster, replica, p.now)
-	if v == verdictWait {
-		p.waits, v = cluster, verdictDrop // The whole request will be refused.
+	waits := v == verdictWait
+	if waits {
+		p.waiting, v = true, verdictDrop // See refusal.
 	}
 	if v == verdictKeep || v == verdictDrop {
 		d.spend(replicaUseSize) // If that was too much, the end of the series says so.
-		p.uses = append(p.uses, replicaUse{cluster: cluster, replica: replica, election: e, held: held, verdict: v})
+		p.uses = append(p.uses, replicaUse{cluster: cluster, replica: replica, election: e, held: held, verdict: v, waits: waits})
 		p.current = len(p.uses)
 	}
 	return v

@@ -179,7 +179,8 @@ func (d *decoder) findV2() (s Series, ok, dropped bool) {
 	}
 	b := d.b
 	if len(b.exemplars) == d.exemplars { // These are kept with their series' labels.
-		if is, ok := d.order.guess(); ok && d.refsEqual(is.Labels, leave) {
+		// It is charged for the key that Detach may have to build.
+		if is, ok := d.order.guess(); ok && d.refsEqual(is.Labels, leave) && d.spend(size) {
 			d.order.right(is)
 			return Series{Hash: is.Hash, Ref: is.Ref}, true, false
 		}

@@ -70,8 +70,9 @@ const (
 // one has been stored for the failover time. It is by arrival, and by what was stored: a replica of which everything is
 // refused, because its clock is wrong or its requests are damaged, does not stay elected as long as there is another.
 //
-// While nothing can be stored, because the disk is full for instance, the elected replica stays so, and the others are asked to come again as it
-// is: what is dropped is acknowledged, and must be stored from another. Whichever comes when there is room again then has everything.
+// While nothing can be stored, because the disk is full for instance, the elected replica stays so as long as it calls, and the others are asked to come
+// again as it is: what is dropped is acknowledged, and must be stored from another. Whichever comes when there is room again then has everything. That goes
+// by requests, not samples: what the elected replica still has to repeat from before its last stored request is lost with it.
 //
 // Clusters are ordered by when something of theirs was last stored, or could not be. With maxClusters known, a new one takes the place of the one
 // at the end if that is due for an election anyway; so a cluster that is forgotten loses its statistics and nothing else.
@@ -97,7 +98,7 @@ type election struct {
 	since            time.Time // of the election
 	stored           time.Time // when something of the elected replica was, or since
 	alive            time.Time // stored, or when a request of the elected replica could not be stored and was to come again
-	behind           bool      // the latter was the last
+	behind           time.Time // when a request came that could not be stored, if none was stored that came later; else zero
 	dropped          uint64    // floats and histograms of other replicas
 	held             uint64    // elections
 }
@@ -176,7 +177,7 @@ func (t *replicas) decide(cluster, replica []byte, now time.Time) (e *election, 
 			return e, e.replica, verdictKeep
 		}
 		if now.Sub(e.alive) < t.failover {
-			if e.behind {
+			if !e.behind.IsZero() {
 				return e, e.replica, verdictWait
 			}
 			return e, e.replica, verdictDrop
@@ -184,7 +185,7 @@ func (t *replicas) decide(cluster, replica []byte, now time.Time) (e *election, 
 		t.order.MoveToFront(at)
 	}
 	before = e.replica
-	e.replica, e.since, e.stored, e.alive, e.behind = string(replica), now, now, now, false
+	e.replica, e.since, e.stored, e.alive, e.behind = string(replica), now, now, now, time.Time{}
 	e.held++
 	return e, before, verdictKeep
 }
@@ -218,7 +219,9 @@ func (t *replicas) settle(uses []replicaUse, now time.Time) {
 		sum.add(u.dropped)
 		if u.stored {
 			if e := t.heard(u, now); e != nil {
-				e.behind = false
+				if !now.Before(e.behind) {
+					e.behind = time.Time{}
+				}
 				if now.After(e.stored) {
 					e.stored = now
 				}
@@ -237,8 +240,8 @@ func (t *replicas) postpone(uses []replicaUse, now time.Time) {
 	defer t.mu.Unlock()
 	for i := range uses {
 		if u := &uses[i]; u.verdict == verdictKeep {
-			if e := t.heard(u, now); e != nil {
-				e.behind = true
+			if e := t.heard(u, now); e != nil && now.After(e.behind) {
+				e.behind = now
 			}
 		}
 	}

@@ -375,6 +375,55 @@ func TestOutageOfTheStore(t *testing.T) {
 	}
 }
 
+// TestOutageOfTheStoreForRequestsOfSeveralReplicas: a proxy may put replicas together. A request that brings the elected one's series need not wait for
+// them, and two that wait for each other do so no longer than the failover takes.
+func TestOutageOfTheStoreForRequestsOfSeveralReplicas(t *testing.T) {
+	series := func(replica, cluster string) []string {
+		return []string{"__name__", "m", "__replica__", replica, "cluster", cluster}
+	}
+	for name, requests := range map[string][][][]string{
+		"both of a cluster":           {{series("a", "x"), series("b", "x")}},
+		"the elected one comes last":  {{series("b", "x"), series("a", "x")}},
+		"two that need each other":    {{series("a", "x"), series("b", "y")}, {series("b", "x"), series("a", "y")}},
+		"two, in order of preference": {{series("a", "x"), series("a", "y")}, {series("b", "x"), series("b", "y")}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newClock()
+			app := &recorder{}
+			r := haReceiver(t, app, nil, c)
+			for _, cluster := range []string{"x", "y"} {
+				require.Equal(t, 204, post(r, typeV1, bodyOf(V1, series("a", cluster))).Code)
+			}
+			app.err = &Unavailable{Reason: "no"}
+			pending := requests
+			for elapsed := time.Duration(0); len(pending) > 0; elapsed += 5 * time.Second {
+				require.LessOrEqual(t, elapsed, 5*time.Minute+time.Minute, "they are refused for ever")
+				if elapsed >= 5*time.Minute {
+					app.err = nil
+				}
+				pending = slices.DeleteFunc(slices.Clone(pending), func(labels [][]string) bool {
+					return post(r, typeV1, bodyOf(V1, labels...)).Code == 204
+				})
+				require.True(t, app.err == nil || len(pending) == len(requests), "nothing is dropped while nothing can be stored")
+				c.forward(5 * time.Second)
+			}
+			stored := map[string]bool{}
+			for _, b := range app.batches[2:] {
+				for _, s := range b.Series {
+					stored[s] = true
+				}
+			}
+			clusters := map[string]bool{}
+			for _, request := range requests {
+				for _, labels := range request {
+					clusters[labels[len(labels)-1]] = true
+				}
+			}
+			require.Len(t, stored, len(clusters))
+		})
+	}
+}
+
 // TestWhatIsRefusedKeepsNoReplicaElected: a replica of which nothing is accepted must not stay the elected one.
 func TestWhatIsRefusedKeepsNoReplicaElected(t *testing.T) {
 	c := newClock()

@@ -110,9 +110,11 @@ func (r *Receiver) ingest(ctx context.Context, l *loan, p Protocol, body []byte)
 	err := d.b.decompress(body, r.limits.MaxDecompressed)
 	if err == nil {
 		r.metrics.decompressed.Add(float64(len(d.b.body)))
+		d.budget, d.credit = d.budget-int64(len(d.b.body)), d.credit+int64(len(d.b.body))
 		err = d.run(p)
 	}
 	if err != nil && d.starved {
+		d.pairing.postpone()
 		return Written{}, r.busy()
 	}
 	if err != nil {
@@ -122,13 +124,11 @@ func (r *Receiver) ingest(ctx context.Context, l *loan, p Protocol, body []byte)
 	if err := ctx.Err(); err != nil {
 		return Written{}, fmt.Errorf("request given up before it was stored: %w", err)
 	}
-	if err = d.pairing.refusal(); err == nil {
-		err = r.store(ctx, p, body, d)
+	if err := d.pairing.refusal(); err != nil {
+		return Written{}, err
 	}
-	if err != nil {
-		if p := &d.pairing; p.table != nil {
-			p.table.postpone(p.uses, p.now)
-		}
+	if err := r.store(ctx, p, body, d); err != nil {
+		d.pairing.postpone()
 		return Written{}, err
 	}
 	r.metrics.accepted(d.b.written, len(d.b.Metadata))
@@ -162,8 +162,8 @@ func (r *Receiver) store(ctx context.Context, p Protocol, body []byte, d *decode
 	return err
 }
 
-// estimate is what an ordinary request of either protocol takes beside its body: twice its decompressed form. Some take more, which is then
-// borrowed on the way.
+// estimate is what a small request takes beside its body: its decompressed form, and as much again for what that is decoded to. What a request takes
+// beyond it is borrowed on the way.
 func estimate(body []byte) int64 {
 	n, _ := readVarint(body, 0) // snappy's length, checked when it is decompressed
 	return 2 * int64(min(n, uint64(22*len(body)+64)))
