@@ -147,8 +147,13 @@ func TestAPageThatCannotBeReadIsGivenUpInTheEnd(t *testing.T) {
 func TestARecordThatPanicsIsGivenUp(t *testing.T) {
 	e := startEngine(t, testConfig(t, t.TempDir()))
 	r := e.newReplayer(t.Context(), e.wireGeneration(header{Number: 7}, nil))
-	r.work <- work{floats: make([]speed.Floats, 1)}
+	r.work <- work{} // it has no record
 	require.EqualValues(t, 1, r.wait())
+
+	r = e.newReplayer(t.Context(), e.wireGeneration(header{Number: 8}, nil))
+	r.g.mem = nil
+	r.work <- work{floats: make([]speed.Floats, 3)}
+	require.EqualValues(t, 3, r.wait())
 }
 
 // walFile is the one file of a kind in the newest log below path.

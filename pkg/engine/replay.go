@@ -27,12 +27,13 @@ func (e *Engine) replay(ctx context.Context, number uint64) (*generation, error)
 	if _, damaged := errors.AsType[*wal.CorruptHeaderError](err); damaged {
 		e.logger.Error("the header of a log is damaged; its records are read without it", "generation", number, "err", err)
 		o.IgnoreHeader = true
-		if g, err = e.replayLog(ctx, dir, number, o); err != nil && ctx.Err() == nil {
+		g, err = e.replayLog(ctx, dir, number, o)
+		if _, io := errors.AsType[*fs.PathError](err); err != nil && !io && ctx.Err() == nil {
 			return nil, e.quarantine(dir, err)
 		}
 	}
 	if err != nil {
-		if _, io := errors.AsType[*fs.PathError](err); io {
+		if io, ok := errors.AsType[*fs.PathError](err); ok && io.Op == "read" {
 			e.unreadable[number]++
 		}
 		return nil, fmt.Errorf("replay log of generation %d: %w", number, err)

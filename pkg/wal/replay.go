@@ -67,7 +67,7 @@ type replayer struct {
 func (r *replayer) replay(header func([]byte) error) error {
 	id, owner, err := readHeader(r.o.FS, r.dir)
 	var corrupt *CorruptHeaderError
-	if _, unreadable := errors.AsType[*fs.PathError](err); unreadable && r.o.SkipUnreadable {
+	if io, ok := errors.AsType[*fs.PathError](err); ok && io.Op == "read" && r.o.SkipUnreadable {
 		err = &CorruptHeaderError{Dir: r.dir, Reason: err.Error()}
 	}
 	switch {
