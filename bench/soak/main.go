@@ -77,7 +77,7 @@ func (s *soak) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-write.C:
-			if err := s.scrape(); err != nil {
+			if err := s.scrape(); err != nil && ctx.Err() == nil {
 				return err
 			}
 		case <-watch.C:
@@ -90,6 +90,9 @@ func (s *soak) run(ctx context.Context) error {
 		}
 	}
 }
+
+// client gives up on a server that hangs.
+var client = &http.Client{Timeout: 30 * time.Second}
 
 // perRequest is how many series a request has.
 const perRequest = 2000
@@ -124,7 +127,7 @@ func (s *soak) post(req *prompb.WriteRequest) error {
 	if err != nil {
 		return err
 	}
-	resp, err := http.Post(s.url+"/api/v1/write", "application/x-protobuf", bytes.NewReader(snappy.Encode(nil, raw)))
+	resp, err := client.Post(s.url+"/api/v1/write", "application/x-protobuf", bytes.NewReader(snappy.Encode(nil, raw)))
 	if err != nil {
 		return err
 	}
@@ -140,11 +143,14 @@ func (s *soak) post(req *prompb.WriteRequest) error {
 // look reads the server's own metrics.
 func (s *soak) look() (point, error) {
 	p := point{at: time.Since(s.began)}
-	resp, err := http.Get(s.url + "/metrics")
+	resp, err := client.Get(s.url + "/metrics")
 	if err != nil {
 		return p, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return p, fmt.Errorf("metrics: status %d", resp.StatusCode)
+	}
 	into := map[string]*float64{
 		"process_resident_memory_bytes": &p.resident, "go_memstats_heap_inuse_bytes": &p.heap,
 		"millrace_speed_samples_total": &p.samples, "millrace_speed_series_created_total": &p.series,
