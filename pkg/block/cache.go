@@ -144,7 +144,8 @@ func (c *Cache) join(key pageKey, f *flight) (other *flight, mine bool) {
 // land ends a flight: its pages can be asked for again, and those who wait for it go on.
 func (c *Cache) land(ctx context.Context, f *flight, keys []pageKey, err error) {
 	f.err = err
-	if err != nil && ctx.Err() != nil {
+	// The end of a context reaches those that were made of it only after whoever waits for it.
+	if err != nil && (ctx.Err() != nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
 		f.err = errAbandoned
 	}
 	c.mu.Lock()

@@ -3,6 +3,7 @@ package block
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"strings"
@@ -222,4 +223,19 @@ func TestPagesFitTheCache(t *testing.T) {
 	require.False(t, c.get(newPageKeys(newID(t), 1, 2).page(3), got))
 	c.del(key)
 	require.False(t, c.get(key, got))
+}
+
+// A leader's request can end with its context before the contexts made of that one know.
+func TestFollowersOutliveALeaderWhoseContextEndsLate(t *testing.T) {
+	for _, err := range []error{context.Canceled, context.DeadlineExceeded} {
+		c := NewCache(0, nil)
+		f := &flight{done: make(chan struct{})}
+		key := newPageKeys(newID(t), 0, 0).page(1)
+		_, mine := c.join(key, f)
+		require.True(t, mine)
+		c.land(t.Context(), f, []pageKey{key}, fmt.Errorf("get: %w", err))
+		missing, err := (&pageLoad{}).await(t.Context(), []wait{{page: 1, flight: f}})
+		require.NoError(t, err)
+		require.Equal(t, []int64{1}, missing)
+	}
 }
