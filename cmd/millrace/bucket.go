@@ -29,7 +29,7 @@ type bucketCommand struct {
 	force      bool
 	scratch    string
 	retention  time.Duration
-	delay      time.Duration
+	batch      engine.BatchConfig
 }
 
 func (b *bucketCommand) flags(c *kingpin.CmdClause) {
@@ -41,7 +41,7 @@ func (b *bucketCommand) runFlags(c *kingpin.CmdClause) {
 	c.Flag("force", "Compact blocks of windows that are not over, too.").BoolVar(&b.force)
 	c.Flag("batch.scratch-path", "Folder for blocks that are being made; by default one of the system's temporary folders.").StringVar(&b.scratch)
 	c.Flag("storage.retention.time", "How long samples are kept; 0 is for ever.").Default("0s").SetValue((*engine.Duration)(&b.retention))
-	c.Flag("batch.deletion-delay", "How long a superseded block stays in the bucket.").Default("1h").SetValue((*engine.Duration)(&b.delay))
+	b.batch.JobFlags(c)
 }
 
 func (b *bucketCommand) open() (objstore.Bucket, error) {
@@ -72,6 +72,11 @@ func (b *bucketCommand) open() (objstore.Bucket, error) {
 
 // run runs due jobs and says what they did.
 func (b *bucketCommand) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
+	if err := b.batch.Validate(); err != nil {
+		return err
+	}
+	jobs := b.batch.Jobs()
+	jobs.Retention = b.retention
 	bkt, err := b.open()
 	if err != nil {
 		return err
@@ -87,8 +92,7 @@ func (b *bucketCommand) run(ctx context.Context, stdout, stderr io.Writer) (err 
 	reg := prometheus.NewRegistry()
 	summary, err := engine.RunJobs(ctx, batch.Options{
 		Bucket: bkt, Lister: block.NewLister(bkt), Cache: block.NewCache(64<<20, reg), ScratchDir: scratch,
-		Config:  batch.Config{DeletionDelay: b.delay, Retention: b.retention},
-		Metrics: batch.NewMetrics(reg), Logger: newLogger(stderr, "info", "logfmt"),
+		Config: jobs, Metrics: batch.NewMetrics(reg), Logger: newLogger(stderr, "info", "logfmt"),
 	}, b.force)
 	fmt.Fprintln(stdout, summary)
 	return err

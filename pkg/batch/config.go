@@ -25,6 +25,14 @@ type Config struct {
 	PartialAge time.Duration
 	// MaxInputs is how many blocks one job opens at most.
 	MaxInputs int
+	// MaxBlockSize is the size in bytes, of index and chunks, beyond which blocks are not merged into a larger one.
+	MaxBlockSize int64
+	// LateMergeShare is the share of a block's samples that must have come late, to blocks beside it, before it is merged with
+	// them, above 0 and at most 1.
+	LateMergeShare float64
+	// LateMergeAge is the age from which late samples are merged however few they are: into blocks of 14 d at 14 times this
+	// age, as those are the larger by so much.
+	LateMergeAge time.Duration
 	// StartTimestamps keeps start timestamps, in chunk encodings that not every reader knows.
 	StartTimestamps bool
 }
@@ -38,6 +46,10 @@ func DefaultConfig() Config {
 		QueryTimeout:  2 * time.Minute,
 		PartialAge:    24 * time.Hour,
 		MaxInputs:     64,
+
+		MaxBlockSize:   64 << 30,
+		LateMergeShare: 0.05,
+		LateMergeAge:   24 * time.Hour,
 	}
 }
 
@@ -50,6 +62,9 @@ func (c Config) withDefaults() Config {
 	c.QueryTimeout = cmp.Or(c.QueryTimeout, d.QueryTimeout)
 	c.PartialAge = cmp.Or(c.PartialAge, d.PartialAge)
 	c.MaxInputs = cmp.Or(c.MaxInputs, d.MaxInputs)
+	c.MaxBlockSize = cmp.Or(c.MaxBlockSize, d.MaxBlockSize)
+	c.LateMergeShare = cmp.Or(c.LateMergeShare, d.LateMergeShare)
+	c.LateMergeAge = cmp.Or(c.LateMergeAge, d.LateMergeAge)
 	return c
 }
 
@@ -66,6 +81,12 @@ func (c Config) Validate() error {
 		return fmt.Errorf("age of partial uploads %s must be at least 1h", c.PartialAge)
 	case c.MaxInputs < 2:
 		return fmt.Errorf("a job needs at least 2 inputs, not %d", c.MaxInputs)
+	case c.MaxBlockSize < 0:
+		return fmt.Errorf("size of blocks %d is negative", c.MaxBlockSize)
+	case !(c.LateMergeShare > 0 && c.LateMergeShare <= 1):
+		return fmt.Errorf("share of late samples %v must be above 0 and at most 1", c.LateMergeShare)
+	case c.LateMergeAge < 0:
+		return fmt.Errorf("age of late samples %s is negative", c.LateMergeAge)
 	}
 	if least := 2*c.SyncInterval + c.QueryTimeout; c.DeletionDelay < least {
 		return fmt.Errorf("deletion delay %s must be at least %s (two sync intervals and the query timeout), or queries lose blocks that they read",

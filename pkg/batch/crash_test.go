@@ -3,6 +3,7 @@ package batch
 import (
 	"bytes"
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,8 +17,8 @@ import (
 // scenario leaves a bucket with something of everything to do. The clock is ahead of the real one, with which deletion marks
 // are made, so that what is marked in one run is deleted in the next.
 func scenario(w *world) {
-	w.now.Store(time.Now().UTC().Truncate(day).Add(day + 9*hour).UnixMilli())
-	w.generation([]string{"a", "h"}, 0, 30*minute, 3*hour, 50*hour)
+	w.now.Store(windowAt(time.Now().UnixMilli(), fortnightMillis).max + (day + 9*hour).Milliseconds())
+	w.generation([]string{"a", "h"}, 0, 30*minute, 3*hour, 50*hour, 55*hour, 60*hour, 100*hour) // 33 h ago a fortnight ended
 	w.run(w.runner(), true)
 	w.advance(2 * hour)
 	w.generation([]string{"a", "b"}, 0, 30*minute, 51*hour)
@@ -56,6 +57,7 @@ func TestDiesAtEveryCall(t *testing.T) {
 	reference.run(reference.runner(), true)
 	reference.check()
 	want := ids2names(reference.visible())
+	require.Equal(t, 2, strings.Count(strings.Join(reference.shape(), " "), "L3"), "a fortnight and what came late for it")
 
 	step := int64(1)
 	if testing.Short() {

@@ -11,6 +11,10 @@
 // that other visible blocks do not hold: they are never inputs, and the job that replaces the last of their inputs
 // replaces them too.
 //
+// What is merged when. Level 0 becomes blocks of 2 h, those a block of a day, those one of 14 d, each when its window is over.
+// What comes late for a window that has its block is gathered beside it, and merged with it when it is worth writing that
+// block anew; see planner.merge. Blocks that wait are ordinary ones: queries read them, and the rule above holds for them.
+//
 // Generations must be whole: a writer uploads them in order, but one of several blocks each, and a merge of half a generation
 // would claim to hold all of it. Level-0 blocks therefore wait until the writer says that their generation is in the bucket
 // (Options.Uploaded), or a block of a later one has been seen in an earlier listing, or hours have passed, or the caller

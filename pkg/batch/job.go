@@ -18,6 +18,8 @@ import (
 const (
 	windowMillis = int64(2 * time.Hour / time.Millisecond)
 	dayMillis    = int64(24 * time.Hour / time.Millisecond)
+	// fortnightMillis is two weeks, counted from the Unix epoch: a multiple of days, so that no day lies in two of them.
+	fortnightMillis = 14 * dayMillis
 )
 
 // codeVersion is part of the ids of outputs. It changes whenever the same inputs would give different bytes, so that an
@@ -34,6 +36,8 @@ const (
 	MergeWindow Kind = "merge-2h"
 	// CompactDay merges what lies in one UTC day into one block.
 	CompactDay Kind = "compact-1d"
+	// CompactFortnight merges what lies in two weeks into one block.
+	CompactFortnight Kind = "compact-14d"
 )
 
 // Job is one unit of work, a function of its inputs alone.
@@ -53,11 +57,9 @@ type Job struct {
 	StartTimestamps bool
 }
 
-func newJob(kind Kind, inputs []block.Meta, c Config) Job {
-	j := Job{Kind: kind, Inputs: inputs, Level: 1, Width: windowMillis, StartTimestamps: c.StartTimestamps}
-	if kind == CompactDay {
-		j.Level, j.Width = 2, dayMillis
-	}
+// newJob makes a job that turns inputs into blocks of tier t.
+func newJob(t tier, inputs []block.Meta, c Config) Job {
+	j := Job{Kind: t.kind, Inputs: inputs, Level: t.level, Width: t.width, StartTimestamps: c.StartTimestamps}
 	h := j.outputID(window{min: math.MinInt64, max: math.MaxInt64}, inputs, nil)
 	j.ID = h.String()
 	return j

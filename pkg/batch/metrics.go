@@ -62,12 +62,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "millrace_batch_blocks_quarantined", Help: "Blocks that cannot be read and take part in no job.",
 		}),
 	}
-	for _, kind := range []Kind{CompactLevel0, MergeWindow, CompactDay} {
+	for _, kind := range []Kind{CompactLevel0, MergeWindow, CompactDay, CompactFortnight} {
 		for _, outcome := range []string{outcomeDone, outcomeFailed, outcomeAbandoned} {
 			m.jobs.WithLabelValues(string(kind), outcome)
 		}
 	}
-	for level := 1; level <= 2; level++ {
+	for level := 1; level <= fortnights.level; level++ {
 		m.written.WithLabelValues(strconv.Itoa(level))
 	}
 	for _, reason := range []string{reasonReplaced, reasonRetention, reasonEmpty} {

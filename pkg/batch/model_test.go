@@ -1,6 +1,7 @@
 package batch
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math/rand"
@@ -56,7 +57,7 @@ type modelRunner struct {
 func newModel(t *testing.T, seed int64) *model {
 	return &model{
 		t: t, r: rand.New(rand.NewSource(seed)),
-		now:      time.Date(2024, 1, 10, 0, 0, 0, 0, time.UTC),
+		now:      time.Date(2024, 1, 17, 0, 0, 0, 0, time.UTC), // a fortnight ends on the 18th
 		bucket:   map[ulid.ULID]*modelBlock{},
 		expected: map[modelKey]int{},
 	}
@@ -93,6 +94,7 @@ func (m *model) seal() {
 		b.meta.MinTime = min(b.meta.MinTime, k.t)
 		m.accepted++
 		b.samples[k] = m.accepted
+		b.meta.Stats.NumSamples = uint64(len(b.samples))
 	}
 	order := slices.Collect(maps.Values(blocks))
 	slices.SortFunc(order, func(a, b *modelBlock) int { return a.meta.ULID.Compare(b.meta.ULID) })
@@ -149,7 +151,9 @@ func (m *model) start(i int, force bool, held func(*block.Meta) bool) bool {
 		_, gen := b.Generations()
 		return gen > complete
 	}
-	jobs := plan(listed, m.now, DefaultConfig(), force, limits{held: held, incomplete: incomplete})
+	c := DefaultConfig()
+	c.LateMergeShare = 0.3 // blocks of a few samples, too, wait for others
+	jobs := plan(listed, m.now, c, force, limits{held: held, incomplete: incomplete})
 	taken := map[ulid.ULID]bool{}
 	for _, j := range jobs {
 		require.True(m.t, gapless(j.Inputs, visible(listed)))
@@ -198,6 +202,7 @@ func (m *model) work(i int) {
 			}
 		}
 	}
+	b.meta.Stats.NumSamples = uint64(len(b.samples))
 	if there, ok := m.bucket[b.meta.ULID]; ok {
 		require.Equal(m.t, there.samples, b.samples, "blocks of the same id are the same")
 	} else {
@@ -294,11 +299,33 @@ func (m *model) finish() {
 		}
 	}
 	m.check()
-	days := map[int64]bool{}
+	m.checkCompact()
+}
+
+// checkCompact expects one block for a day, and for a fortnight one and what waits to be merged with it: more than one block
+// only where the large one stands between them.
+func (m *model) checkCompact() {
+	byWindow := map[window][]block.Meta{}
 	for _, l := range m.listed() {
-		require.Equal(m.t, 2, l.Meta.Level())
-		require.False(m.t, days[l.Meta.MinTime], "one block a day is left")
-		days[l.Meta.MinTime] = true
+		w := windowAt(l.Meta.MinTime, fortnightMillis)
+		level := fortnights.level
+		if w.max > m.now.UnixMilli() {
+			w, level = windowAt(l.Meta.MinTime, dayMillis), days.level
+		}
+		require.Equal(m.t, level, l.Meta.Level())
+		byWindow[w] = append(byWindow[w], l.Meta)
+	}
+	for w, metas := range byWindow {
+		if w.max-w.min == dayMillis {
+			require.Len(m.t, metas, 1, "one block a day is left")
+			continue
+		}
+		largest := slices.MaxFunc(metas, func(a, b block.Meta) int { return cmp.Compare(a.Stats.NumSamples, b.Stats.NumSamples) })
+		rest := slices.DeleteFunc(slices.Clone(metas), func(b block.Meta) bool { return b.ULID == largest.ULID })
+		if len(rest) > 1 {
+			slices.SortFunc(rest, block.Compare)
+			require.False(m.t, gapless(rest, metas), "late samples of %s are gathered", w)
+		}
 	}
 }
 

@@ -1,7 +1,6 @@
 package batch
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -18,8 +17,9 @@ import (
 // apart from each other; blocks that other tools wrote are left alone.
 //
 // Level-0 blocks are due when their generation was begun before the end of the last window that is over, and with them
-// all of lower generations; with force, all are due. A 2 h window is over when it ended at least c.Delay ago, and so is a day;
-// with force, windows need not be over, and days need only to have ended.
+// all of lower generations; with force, all are due. A window of any width is over when it ended at least c.Delay ago; with
+// force, those of 2 h need not be over, and longer ones need only to have ended. Of blocks that come to a window which has its
+// block, see worth.
 func Plan(metas []block.Meta, now time.Time, c Config, force bool) []Job {
 	listed := make([]block.Listed, 0, len(metas))
 	for _, m := range metas {
@@ -134,17 +134,7 @@ func (p *planner) writer(metas []block.Meta) []Job {
 	settled = slices.DeleteFunc(settled, func(m block.Meta) bool { return expired(&m, p.now, p.config.Retention) || p.held(&m) })
 
 	jobs := p.level0(settled, metas)
-	var busy []block.Meta // what overlaps these is planned when they are done
-	for _, j := range jobs {
-		busy = append(busy, j.Inputs...)
-	}
-	days, windows := p.groups(settled, busy)
-	for _, g := range windows {
-		jobs = append(jobs, p.merge(MergeWindow, g, metas)...)
-	}
-	for _, g := range days {
-		jobs = append(jobs, p.merge(CompactDay, g, metas)...)
-	}
+	jobs = append(jobs, p.tiers(settled, metas, jobs)...)
 	for i := range jobs {
 		jobs[i].Leftovers = leftoversOf(&jobs[i], leftovers)
 	}
@@ -212,71 +202,7 @@ func (p *planner) level0(settled, visible []block.Meta) []Job {
 	}
 	var jobs []Job
 	for _, run := range runs(inputs, visible, p.config.MaxInputs) {
-		jobs = append(jobs, newJob(CompactLevel0, run, p.config))
-	}
-	return jobs
-}
-
-// groups gathers the blocks of levels 1 and 2 by the day in which they lie, if it is over, else those of level 1 by their
-// window. Where a block of busy is about to add something, the group waits for it.
-func (p *planner) groups(settled, busy []block.Meta) (days, windows [][]block.Meta) {
-	byDay, byWindow := map[window][]block.Meta{}, map[window][]block.Meta{}
-	for _, m := range settled {
-		if m.Level() < 1 || m.Level() > 2 {
-			continue
-		}
-		day, win := windowAt(m.MinTime, dayMillis), windowAt(m.MinTime, windowMillis)
-		switch {
-		case day.holds(&m) && p.over(day, p.force):
-			byDay[day] = append(byDay[day], m)
-		case m.Level() == 1 && win.holds(&m) && (p.force || p.over(win, false)):
-			byWindow[win] = append(byWindow[win], m)
-		}
-	}
-	return idle(byDay, busy), idle(byWindow, busy)
-}
-
-// over says whether w ended, long enough ago or, at once, at all.
-func (p *planner) over(w window, atOnce bool) bool {
-	if atOnce {
-		return w.max <= p.now
-	}
-	return w.max <= p.now-p.config.Delay.Milliseconds()
-}
-
-// idle returns the groups whose window no block of busy overlaps, in order of time.
-func idle(groups map[window][]block.Meta, busy []block.Meta) [][]block.Meta {
-	var windows []window
-	for w := range groups {
-		if !slices.ContainsFunc(busy, func(b block.Meta) bool { return w.overlaps(&b) }) {
-			windows = append(windows, w)
-		}
-	}
-	slices.SortFunc(windows, func(a, b window) int { return cmp.Compare(a.min, b.min) })
-	out := make([][]block.Meta, 0, len(windows))
-	for _, w := range windows {
-		out = append(out, groups[w])
-	}
-	return out
-}
-
-// merge plans one block for each gapless run of group that is worth it: of two blocks or more, or to lift a block of level 1
-// to its day.
-func (p *planner) merge(kind Kind, group, visible []block.Meta) []Job {
-	if len(group) == 1 && (kind != CompactDay || group[0].Level() != 1) {
-		return nil
-	}
-	var near []block.Meta
-	for _, b := range visible {
-		if overlapsAny(&b, group) {
-			near = append(near, b)
-		}
-	}
-	var jobs []Job
-	for _, run := range runs(group, near, p.config.MaxInputs) {
-		if len(run) > 1 || kind == CompactDay && run[0].Level() == 1 {
-			jobs = append(jobs, newJob(kind, run, p.config))
-		}
+		jobs = append(jobs, newJob(level0, run, p.config))
 	}
 	return jobs
 }

@@ -3,6 +3,7 @@ package batch
 import (
 	"crypto/sha256"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -75,6 +76,9 @@ func parsePlanCase(t *testing.T, text string) *planCase {
 		case f[0] == "now":
 			c.now = parseTime(t, f[1])
 			c.force = slices.Contains(f, "force")
+			if slices.Contains(f, "next-month") {
+				c.now = c.now.AddDate(0, 1, 0)
+			}
 		case f[0] == "retention":
 			d, err := time.ParseDuration(f[1])
 			require.NoError(t, err)
@@ -83,6 +87,10 @@ func parsePlanCase(t *testing.T, text string) *planCase {
 			n, err := strconv.Atoi(f[1])
 			require.NoError(t, err)
 			c.config.MaxInputs = n
+		case f[0] == "max-size":
+			n, err := strconv.ParseInt(f[1], 10, 64)
+			require.NoError(t, err)
+			c.config.MaxBlockSize = n
 		default:
 			c.addBlock(t, ids, f)
 		}
@@ -117,6 +125,18 @@ func (c *planCase) addBlock(t *testing.T, ids map[string]ulid.ULID, f []string) 
 			for name := range strings.SplitSeq(value, ",") {
 				e := m.Thanos.Extensions.Millrace
 				e.Replaces = append(e.Replaces, ids[name])
+			}
+		case "samples":
+			n, err := strconv.ParseUint(value, 10, 64)
+			require.NoError(t, err)
+			m.Stats.NumSamples = n
+		case "size":
+			n, err := strconv.ParseInt(value, 10, 64)
+			require.NoError(t, err)
+			m.Thanos.Files = []block.File{{RelPath: block.IndexFilename, SizeBytes: n}}
+		case "sources":
+			for name := range strings.SplitSeq(value, ",") {
+				m.Compaction.Sources = append(m.Compaction.Sources, ids[name])
 			}
 		case "foreign":
 			m.Thanos.Extensions.Millrace = nil
@@ -219,7 +239,7 @@ func TestOutputsAreDerivedFromInputs(t *testing.T) {
 	a := testMeta("a", 0, 1, 1, at(3), at(0), at(2))
 	b := testMeta("b", 0, 2, 2, at(4), at(-40), at(2))
 	c := testMeta("c", 0, 2, 2, at(4), at(2), at(4))
-	j := newJob(CompactLevel0, []block.Meta{a, b, c}, DefaultConfig())
+	j := newJob(level0, []block.Meta{a, b, c}, DefaultConfig())
 	w := window{0, windowMillis}
 	m := j.outputMeta(w, nil)
 	require.Equal(t, m, j.outputMeta(w, nil))
@@ -238,7 +258,7 @@ func TestOutputsAreDerivedFromInputs(t *testing.T) {
 
 	other := j.outputMeta(window{windowMillis, 2 * windowMillis}, nil)
 	require.NotEqual(t, m.ULID, other.ULID)
-	smaller := newJob(CompactLevel0, []block.Meta{a, b}, DefaultConfig())
+	smaller := newJob(level0, []block.Meta{a, b}, DefaultConfig())
 	require.Equal(t, m.ULID, smaller.outputMeta(w, nil).ULID, "same contributors, same block")
 	require.NotEqual(t, j.ID, smaller.ID)
 }
@@ -256,6 +276,11 @@ func TestConfigValidate(t *testing.T) {
 		{func(c *Config) { c.DeletionDelay = 3 * time.Minute }, "at least 4m0s"},
 		{func(c *Config) { c.PartialAge = time.Minute }, "at least 1h"},
 		{func(c *Config) { c.MaxInputs = 1 }, "at least 2 inputs"},
+		{func(c *Config) { c.MaxBlockSize = -1 }, "size of blocks"},
+		{func(c *Config) { c.LateMergeShare = -0.1 }, "above 0 and at most 1"},
+		{func(c *Config) { c.LateMergeShare = 1.1 }, "above 0 and at most 1"},
+		{func(c *Config) { c.LateMergeShare = math.NaN() }, "above 0 and at most 1"},
+		{func(c *Config) { c.LateMergeAge = -1 }, "age of late samples"},
 	} {
 		c := DefaultConfig()
 		tc.change(&c)

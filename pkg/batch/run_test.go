@@ -94,14 +94,19 @@ func TestCompactsToWindowsAndDays(t *testing.T) {
 	w.check()
 	w.verify()
 
-	w.now.Store(time.Now().Add(2 * hour).UnixMilli()) // marks have the real time
+	// So is the fortnight, by far: deletion marks have the real time.
+	w.now.Store(time.Now().Add(2 * hour).UnixMilli())
 	w.run(r, false)
-	require.Len(t, w.listed(), 4, "what was replaced is deleted")
+	require.Equal(t, []string{"L3 04T00:00-18T00:00"}, w.shape())
+	w.check()
+	w.verify()
+	w.run(r, false)
+	require.Len(t, w.listed(), 1, "what was replaced is deleted")
 	w.check()
 	for _, m := range w.visible() {
 		b, err := tsdb.OpenBlock(nil, filepath.Join(dir, m.ULID.String()), nil, nil)
 		require.NoError(t, err)
-		require.Equal(t, 3, b.Meta().Compaction.Level)
+		require.Equal(t, 4, b.Meta().Compaction.Level)
 		require.NoError(t, b.Close())
 	}
 }
@@ -131,7 +136,56 @@ func TestManyWindowsOfOneBlock(t *testing.T) {
 	w.generation([]string{"a", "b"}, ages...)
 	s := w.run(r, true)
 	require.Len(t, w.visible(), 12)
-	require.Equal(t, 12+11, s.Written, "each window once, and its day, but for the last, which is not over")
+	require.Equal(t, 12+11+11, s.Written, "each window once, its day and its fortnight, but for the last, which are not over")
+	w.check()
+	w.verify()
+}
+
+// TestLateSamplesWait has a few samples come late for a day and a fortnight that are done: they are gathered, and the large
+// blocks are not touched until it is worth it.
+func TestLateSamplesWait(t *testing.T) {
+	w := newWorld(t, objstore.NewInMemBucket(), testStart)
+	r := w.runner(func(o *Options) { o.Config.LateMergeShare = 0.2 })
+	var ages []time.Duration
+	for i := range 60 {
+		ages = append(ages, time.Duration(i)*minute)
+	}
+	w.generation([]string{"a"}, ages...)
+	w.advance(day)
+	w.run(r, true)
+	require.Equal(t, []string{"L2 10T00:00-11T00:00"}, w.shape())
+	large := w.visible()[0].ULID
+
+	late := func(ages ...time.Duration) {
+		w.generation([]string{"a"}, ages...)
+		w.generation([]string{"z"}, 0) // so that the one before is complete
+		w.advance(3 * hour)
+		w.run(r, false)
+		w.check()
+	}
+	late(24 * hour)
+	require.Contains(t, w.shape(), "L1 10T08:00-10T10:00")
+	late(29*hour, 30*hour)
+	require.Equal(t, 2, strings.Count(strings.Join(w.shape(), " "), "L2 10T00:00-11T00:00"), "gathered")
+	require.Contains(t, ids2names(w.visible()), large.String(), "not touched")
+	late(30*hour, 31*hour, 32*hour, 33*hour, 34*hour, 35*hour, 36*hour, 37*hour, 38*hour)
+	require.Equal(t, 1, strings.Count(strings.Join(w.shape(), " "), "L2 10T00:00-11T00:00"), "a fifth is worth it")
+
+	// Days later, the fortnight is over, and then samples come late for it.
+	w.advance(8 * day)
+	w.run(r, true)
+	require.Contains(t, w.shape(), "L3 04T00:00-18T00:00")
+	large = w.visible()[0].ULID
+	for range 3 {
+		w.generation([]string{"a"}, 8*day, 9*day)
+		w.run(r, true)
+		w.check()
+		require.Equal(t, 2, strings.Count(strings.Join(w.shape(), " "), "L3 04T00:00-18T00:00"), "gathered, also by force")
+		require.Contains(t, ids2names(w.visible()), large.String(), "not touched")
+	}
+	w.advance(14 * day)
+	w.run(r, false)
+	require.NotContains(t, ids2names(w.visible()), large.String(), "waited long enough")
 	w.check()
 	w.verify()
 }

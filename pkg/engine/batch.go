@@ -85,8 +85,8 @@ func (e *Engine) RunBatchJob(ctx context.Context, wait bool) (Job, error) {
 }
 
 func (c *Config) batchConfig() batch.Config {
-	b := batch.DefaultConfig()
-	b.DeletionDelay, b.Retention, b.StartTimestamps = c.Batch.DeletionDelay, c.Storage.Retention, c.Storage.StartTimestamps
+	b := c.Batch.Jobs()
+	b.Retention, b.StartTimestamps = c.Storage.Retention, c.Storage.StartTimestamps
 	b.SyncInterval, b.QueryTimeout = c.Bucket.SyncInterval, c.Query.Timeout
 	return b
 }

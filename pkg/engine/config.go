@@ -87,12 +87,6 @@ type QueryConfig struct {
 	Features       []string
 }
 
-// BatchConfig is about the schedule of batch jobs.
-type BatchConfig struct {
-	Interval      time.Duration
-	DeletionDelay time.Duration
-}
-
 // Flags registers every flag on cmd.
 func (c *Config) Flags(cmd flagger) {
 	d := ingest.DefaultLimits()
@@ -124,8 +118,7 @@ func (c *Config) Flags(cmd flagger) {
 	bytesVar(cmd.Flag("query.memory-limit", "Most memory that all running queries together may need; 0 is a quarter of the memory limit."), 0, &c.Query.MemoryLimit)
 	named(cmd.Flag("enable-feature", "Comma-separated names of PromQL features, as in Prometheus."), (*listValue)(&c.Query.Features))
 
-	durationVar(cmd.Flag("batch.interval", "How often batch jobs are looked for; 0 leaves them to 'millrace batch run'."), 5*time.Minute, &c.Batch.Interval)
-	durationVar(cmd.Flag("batch.deletion-delay", "How long a superseded block stays in the bucket."), time.Hour, &c.Batch.DeletionDelay)
+	c.Batch.flags(cmd)
 
 	durationVar(cmd.Flag("self.scrape-interval", "How often the engine stores its own metrics; 0 is never."), 15*time.Second, &c.SelfScrape)
 	bytesVar(cmd.Flag("memory.limit", "Soft limit of the process's memory, at least 64MB; 0 is nine tenths of what the machine or container has."), 0, &c.MemoryLimit)
@@ -195,6 +188,9 @@ func (c *Config) Validate() error {
 	if least := 2*c.Bucket.SyncInterval + c.Query.Timeout; c.Batch.DeletionDelay < least {
 		return fmt.Errorf("--batch.deletion-delay=%s: must be at least %s, two times --objstore.sync-interval plus --query.timeout, or queries may lose blocks that they read",
 			c.Batch.DeletionDelay, least)
+	}
+	if err := c.Batch.Validate(); err != nil {
+		return err
 	}
 	if r := c.Storage.Retention; r != 0 && r < 2*time.Hour {
 		return fmt.Errorf("--storage.retention.time=%s: must be 0 or at least 2h", r)

@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 	"strconv"
@@ -80,6 +81,20 @@ func (i *int64Value) Set(s string) error {
 }
 
 func (i *int64Value) String() string { return strconv.FormatInt(int64(*i), 10) }
+
+// floatValue reads numbers.
+type floatValue float64
+
+func (f *floatValue) Set(s string) error {
+	v, err := strconv.ParseFloat(s, 64)
+	if err != nil || math.IsNaN(v) {
+		return errors.New("must be a number")
+	}
+	*f = floatValue(v)
+	return nil
+}
+
+func (f *floatValue) String() string { return strconv.FormatFloat(float64(*f), 'g', -1, 64) }
 
 // choice is one of a few words.
 type choice struct {
