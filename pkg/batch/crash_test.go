@@ -17,11 +17,12 @@ import (
 // scenario leaves a bucket with something of everything to do. The clock is ahead of the real one, with which deletion marks
 // are made, so that what is marked in one run is deleted in the next.
 func scenario(w *world) {
+	w.config.LateMergeShare = 1 // what comes late for a fortnight waits
 	w.now.Store(windowAt(time.Now().UnixMilli(), fortnightMillis).max + (day + 9*hour).Milliseconds())
 	w.generation([]string{"a", "h"}, 0, 30*minute, 3*hour, 50*hour, 55*hour, 60*hour, 100*hour) // 33 h ago a fortnight ended
 	w.run(w.runner(), true)
 	w.advance(2 * hour)
-	w.generation([]string{"a", "b"}, 0, 30*minute, 51*hour)
+	w.generation([]string{"a", "b"}, 0, 30*minute, 51*hour, 75*hour)
 	w.generation([]string{"a", "h"}, 0, 150*minute, 50*hour)
 	w.advance(2 * hour)
 }
@@ -50,7 +51,7 @@ func TestDiesAtEveryCall(t *testing.T) {
 
 	clean := func(bkt objstore.Bucket) *world {
 		w := newWorld(t, bkt, origin.clock())
-		w.expected = origin.expected
+		w.expected, w.config = origin.expected, origin.config
 		return w
 	}
 	reference := clean(copyBucket(t, first))

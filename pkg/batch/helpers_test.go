@@ -141,6 +141,7 @@ type world struct {
 	gen      uint64
 	value    float64
 	expected points
+	config   Config
 }
 
 func newWorld(t *testing.T, bkt objstore.Bucket, now time.Time) *world {
@@ -214,7 +215,7 @@ func describe(s chunks.Sample) string {
 
 func (w *world) options() Options {
 	return Options{
-		Bucket: w.bucket, Lister: block.NewLister(w.bucket), ScratchDir: fastDir(w.t), Now: w.clock,
+		Bucket: w.bucket, Lister: block.NewLister(w.bucket), ScratchDir: fastDir(w.t), Now: w.clock, Config: w.config,
 		Logger: slog.New(slog.DiscardHandler),
 	}
 }
