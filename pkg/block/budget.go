@@ -43,6 +43,27 @@ func discharge(ctx context.Context, n int64) {
 	}
 }
 
+// Meter bounds what a query fetches from buckets. Fetch is called with the bytes of each request before it is made; an error refuses
+// it and ends the read. It must be safe for concurrent use.
+type Meter interface {
+	Fetch(bytes int64) error
+}
+
+type meterKey struct{}
+
+// WithMeter returns a context whose requests for blocks are counted by m.
+func WithMeter(ctx context.Context, m Meter) context.Context {
+	return context.WithValue(ctx, meterKey{}, m)
+}
+
+// meter counts a request of n bytes with the context's meter, if it has one.
+func meter(ctx context.Context, n int64) error {
+	if m, ok := ctx.Value(meterKey{}).(Meter); ok {
+		return m.Fetch(n)
+	}
+	return nil
+}
+
 // account gathers what a querier's results hold until it is closed. Its lock guards holdings.
 type account struct {
 	mu       sync.Mutex

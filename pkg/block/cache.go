@@ -13,9 +13,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// pageSize is the unit of the cache in bytes. fastcache silently drops entries that do not fit in 64 KiB, key included;
-// four pages and their keys fill one of its chunks with little waste.
-const pageSize = 16_000
+// pageSize is the unit of the cache, and of what is fetched, in bytes. fastcache silently drops entries that do not fit in 64 KiB, key
+// included; sixteen pages and their keys fill one of its chunks with little waste. Larger ones would be fetched mostly for nothing where a
+// query needs a few chunks of each of many series.
+const pageSize = 4_000
+
+// DefaultRequests is the number of requests that are under way at the same time at most, unless a Cache is told otherwise.
+const DefaultRequests = 64
 
 // pageKey names a page of a block's file. Blocks are immutable; tag guards against one that was written anew, with other
 // content, under the same ULID.
@@ -42,6 +46,7 @@ func (k pageKeys) page(n int64) pageKey {
 type Cache struct {
 	pages   *fastcache.Cache // nil: nothing is kept
 	metrics *cacheMetrics
+	slots   chan struct{} // held during requests
 
 	mu      sync.Mutex
 	flights map[pageKey]*flight
@@ -65,7 +70,7 @@ type cacheMetrics struct {
 // NewCache returns a cache of up to maxBytes (32 MB at least; 0 keeps nothing, but still merges requests that run at the
 // same time). reg may be nil.
 func NewCache(maxBytes int64, reg prometheus.Registerer) *Cache {
-	c := &Cache{flights: make(map[pageKey]*flight)}
+	c := &Cache{flights: make(map[pageKey]*flight), slots: make(chan struct{}, DefaultRequests)}
 	if maxBytes > 0 {
 		c.pages = fastcache.New(int(min(maxBytes, 1<<40, math.MaxInt)))
 	}
@@ -75,6 +80,25 @@ func NewCache(maxBytes int64, reg prometheus.Registerer) *Cache {
 	c.register(promauto.With(reg))
 	return c
 }
+
+// LimitRequests sets how many requests of all blocks are under way at the same time at most. It must be called before a block is opened.
+func (c *Cache) LimitRequests(n int) { c.slots = make(chan struct{}, max(n, 1)) }
+
+// begin waits until another request may be made, which is to be ended by end.
+func (c *Cache) begin(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case c.slots <- struct{}{}:
+		c.metrics.requests.Inc()
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *Cache) end() { <-c.slots }
 
 func (c *Cache) register(f promauto.Factory) {
 	counter := func(name, help string) prometheus.Counter {

@@ -70,14 +70,14 @@ func TestLoadCoalesces(t *testing.T) {
 		{"nothing", nil, 0},
 		{"one page", []span{page(3), page(3)}, 1},
 		{"neighbours", []span{page(3), page(4)}, 1},
-		{"small gap", []span{page(3), page(8)}, 1},
-		{"large gap", []span{page(3), page(9)}, 2},
+		{"small gap", []span{page(3), page(3 + maxGapPages + 1)}, 1},
+		{"large gap", []span{page(3), page(3 + maxGapPages + 2)}, 2},
 		{"out of order", []span{page(9), page(3), page(8)}, 1},
 		{"across pages", []span{{pageSize - 1, 2}}, 1},
-		{"more than a request takes", []span{{0, 300 * pageSize}}, 2},
+		{"more than a request takes", []span{{0, (maxPiecePages + 50) * pageSize}}, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r, bkt, _ := pagedFile(t, 400*pageSize, NewCache(0, nil))
+			r, bkt, _ := pagedFile(t, 1200*pageSize, NewCache(0, nil))
 			v, err := r.load(t.Context(), 0, c.spans)
 			require.NoError(t, err)
 			v.release()

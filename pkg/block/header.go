@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"os"
 	"slices"
 	"sort"
 	"strings"
@@ -18,9 +19,13 @@ import (
 const (
 	tocSize = 6*8 + crc32.Size
 	// tailSize is what is read of the end of an index at first: of a small block it holds the whole postings offset table.
-	tailSize = 4 * pageSize
+	tailSize = 64_000
 	// seriesAlign is the unit of series references.
 	seriesAlign = 16
+	// maxPostingsAhead bounds the postings that are read with a header: those of about 100,000 series.
+	maxPostingsAhead = 4 << 20
+	// maxGuess bounds what is read of a series or a chunk whose length is not known.
+	maxGuess = 16_000
 )
 
 // header is what is kept of an index to find everything else: symbols and postings offset table, as they are in the file,
@@ -53,55 +58,109 @@ func (b byteSlice) Range(start, end int) []byte { return b[start:end] }
 // view of bytes as a string, without a copy.
 func yolo(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-// loadHeader reads the header of an index: two dependent requests on a bucket.
+// loadHeader reads the header of an index. On a bucket that takes one round trip where the meta tells the index's sections, else two, of which
+// the second one brings the postings, too, if they are small: with these, series and chunks, no query of a block takes more than four.
 func loadHeader(ctx context.Context, r rangeReader, m *Meta) (*header, error) {
 	h := &header{size: r.size(indexFile)}
-	tailOff := max(0, h.size-tailSize)
-	tail, err := r.loadOnce(ctx, indexFile, span{tailOff, h.size - tailOff})
-	if err != nil {
+	p := &headerParts{r: r, tailOff: h.size}
+	sections, known := m.indexSections(h.size)
+	if !known {
+		sections.PostingsTable = max(0, h.size-tailSize)
+	}
+	if err := p.read(ctx, sections); err != nil {
 		return nil, err
 	}
-	if h.toc, err = decodeTOC(tail, h.size); err != nil {
+	var err error
+	if h.toc, err = decodeTOC(p.tail, h.size); err != nil {
 		return nil, err
 	}
-	var start, symbols, table []byte
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		// The file's magic number and version lie directly before the symbols.
-		start, err = r.loadOnce(gctx, indexFile, span{0, int64(h.toc.Series)})
-		return err
-	})
-	g.Go(func() (err error) {
-		table, err = loadTable(gctx, r, int64(h.toc.PostingsTable), h.size-tocSize, tail, tailOff)
-		return err
-	})
+	g.Go(func() error { return p.read(gctx, sectionsOf(h.toc)) })
+	if n := int64(h.toc.PostingsTable - h.toc.Postings); !known && n <= maxPostingsAhead {
+		g.Go(func() error { return readAhead(gctx, r, span{int64(h.toc.Postings), n}) })
+	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	if err := checkIndexStart(start); err != nil {
+	if err := checkIndexStart(p.start); err != nil {
 		return nil, err
 	}
-	symbols = start[h.toc.Symbols:]
-	if err := h.decodeSymbols(symbols); err != nil {
+	if err := h.decodeSymbols(p.start[h.toc.Symbols:h.toc.Series]); err != nil {
 		return nil, fmt.Errorf("symbol table: %w", err)
 	}
-	if err := h.decodeTable(table); err != nil {
+	if err := h.decodeTable(p.tail[int64(h.toc.PostingsTable)-p.tailOff : len(p.tail)-tocSize]); err != nil {
 		return nil, fmt.Errorf("postings offset table: %w", err)
 	}
 	h.guess(r, m)
 	return h, nil
 }
 
-// loadTable returns the bytes [off, end) of the index, of which tail, from tailOff on, is there already.
-func loadTable(ctx context.Context, r rangeReader, off, end int64, tail []byte, tailOff int64) ([]byte, error) {
-	if off >= tailOff {
-		return tail[off-tailOff : end-tailOff], nil
+// headerParts are the beginning of an index, which has the symbols, and its end, which has postings offset table and table of contents.
+type headerParts struct {
+	r       rangeReader
+	start   []byte
+	tail    []byte
+	tailOff int64
+}
+
+// read extends the parts to what lies before s.Series and from s.PostingsTable on. All that is missing takes one round trip.
+func (p *headerParts) read(ctx context.Context, s IndexSections) error {
+	g, ctx := errgroup.WithContext(ctx)
+	if have := int64(len(p.start)); have < s.Series {
+		g.Go(func() (err error) {
+			p.start, err = p.r.loadOnce(ctx, indexFile, span{0, s.Series})
+			return err
+		})
 	}
-	b, err := r.loadOnce(ctx, indexFile, span{off, tailOff - off})
-	if err != nil || end <= tailOff {
-		return b[:min(end-off, int64(len(b)))], err
+	if s.PostingsTable < p.tailOff {
+		g.Go(func() error {
+			missing := span{s.PostingsTable, p.tailOff - s.PostingsTable}
+			if p.r.mapped(indexFile) {
+				missing.n, p.tail = p.r.size(indexFile)-missing.off, nil // no copy is made
+			}
+			b, err := p.r.loadOnce(ctx, indexFile, missing)
+			if len(p.tail) > 0 {
+				b = append(slices.Clip(b), p.tail...)
+			}
+			p.tail, p.tailOff = b, s.PostingsTable
+			return err
+		})
 	}
-	return append(slices.Clip(b), tail[:end-tailOff]...), nil
+	return g.Wait()
+}
+
+// readAhead puts a part of the index into the cache. It is not charged to the query, which may not need it.
+func readAhead(ctx context.Context, r rangeReader, s span) error {
+	v, err := r.load(WithBudget(ctx, nil), indexFile, []span{s})
+	v.release()
+	return err
+}
+
+// sectionsOf returns what a table of contents says.
+func sectionsOf(toc *index.TOC) IndexSections {
+	return IndexSections{Series: int64(toc.Series), Postings: int64(toc.Postings), PostingsTable: int64(toc.PostingsTable)}
+}
+
+// readSections returns where the sections of an index file begin.
+func readSections(name string) (s IndexSections, err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return s, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return s, err
+	}
+	tail := make([]byte, tocSize)
+	if _, err := f.ReadAt(tail, st.Size()-tocSize); err != nil {
+		return s, fmt.Errorf("read table of contents: %w", err)
+	}
+	toc, err := decodeTOC(tail, st.Size())
+	if err != nil {
+		return s, err
+	}
+	return sectionsOf(toc), nil
 }
 
 // decodeTOC decodes the table of contents at the end of an index of the given size and checks that its sections are in order.
@@ -251,7 +310,7 @@ func guessSize(largest, total int64, count uint64) int64 {
 	if largest > 0 && largest <= max(g, large) {
 		g = largest
 	}
-	return min(g, pageSize)
+	return min(g, maxGuess)
 }
 
 // symbol returns a symbol by its number. The string shares the header's memory.

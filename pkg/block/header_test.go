@@ -22,6 +22,7 @@ type memReader [][]byte
 func (r memReader) files() int          { return len(r) }
 func (r memReader) size(file int) int64 { return int64(len(r[file])) }
 func (r memReader) stable() bool        { return false }
+func (r memReader) mapped(int) bool     { return false }
 func (r memReader) close() error        { return nil }
 func (r memReader) forget(int, span)    {}
 
@@ -98,7 +99,7 @@ func TestGuessSize(t *testing.T) {
 		{150, 1000, 10, 150},
 		{4096, 1000, 10, 4096},
 		{1 << 20, 1000, 10, 264},
-		{0, 1 << 30, 10, pageSize},
+		{0, 1 << 30, 10, maxGuess},
 	} {
 		require.Equal(t, c.want, guessSize(c.largest, c.total, c.count), "%+v", c)
 	}

@@ -26,6 +26,8 @@ type indexReader struct {
 	h     *header
 	dec   index.Decoder
 	views []*items
+
+	pending []*pendingPostings // not read yet
 }
 
 var _ tsdb.IndexReader = (*indexReader)(nil)
@@ -121,9 +123,15 @@ func (ix *indexReader) valuesOfSeries(ctx context.Context, name string, limit in
 }
 
 func (ix *indexReader) valuesByPostings(name string, e nameEntries, refs []storage.SeriesRef, limit int) ([]string, error) {
-	lists, err := ix.postingsOf(name, entryRange(e))
+	loaded, err := ix.loadPostings(entryRange(e))
 	if err != nil {
 		return nil, err
+	}
+	lists := make([]index.Postings, e.last-e.first)
+	for i := range lists {
+		if lists[i], err = loaded.list(e.first + i); err != nil {
+			return nil, fmt.Errorf("postings of label %q: %w", name, err)
+		}
 	}
 	found, err := index.FindIntersectingPostings(index.NewListPostings(refs), lists)
 	if err != nil {
@@ -196,7 +204,7 @@ func (ix *indexReader) LabelNamesFor(ctx context.Context, p index.Postings) ([]s
 	return sortedKeys(names), err
 }
 
-// Postings implements tsdb.IndexReader.
+// Postings implements tsdb.IndexReader. Postings are read when they are first looked at; see pendingPostings.
 func (ix *indexReader) Postings(_ context.Context, name string, values ...string) (index.Postings, error) {
 	var entries []int
 	for _, v := range values {
@@ -204,7 +212,7 @@ func (ix *indexReader) Postings(_ context.Context, name string, values ...string
 			entries = append(entries, i)
 		}
 	}
-	return ix.merged(name, entries)
+	return ix.later(name, entries), nil
 }
 
 // PostingsForLabelMatching implements tsdb.IndexReader.
@@ -216,58 +224,12 @@ func (ix *indexReader) PostingsForLabelMatching(_ context.Context, name string, 
 			entries = append(entries, i)
 		}
 	}
-	p, err := ix.merged(name, entries)
-	if err != nil {
-		return index.ErrPostings(err)
-	}
-	return p
+	return ix.later(name, entries)
 }
 
 // PostingsForAllLabelValues implements tsdb.IndexReader.
 func (ix *indexReader) PostingsForAllLabelValues(_ context.Context, name string) index.Postings {
-	p, err := ix.merged(name, entryRange(ix.h.names[name]))
-	if err != nil {
-		return index.ErrPostings(err)
-	}
-	return p
-}
-
-func (ix *indexReader) merged(name string, entries []int) (index.Postings, error) {
-	slices.Sort(entries)
-	entries = slices.Compact(entries)
-	lists, err := ix.postingsOf(name, entries)
-	if err != nil {
-		return nil, err
-	}
-	return index.Merge(ix.ctx, lists...), nil
-}
-
-// postingsOf reads the postings of entries of the offset table, sorted, in one go. They are held until Close.
-func (ix *indexReader) postingsOf(name string, entries []int) ([]index.Postings, error) {
-	if len(entries) == 0 {
-		return nil, nil
-	}
-	at := make([]item, len(entries))
-	for i, e := range entries {
-		s := ix.h.postingsSpan(e)
-		at[i] = item{off: s.off, guess: s.n}
-	}
-	loaded, err := loadItems(ix.ctx, ix.r, indexFile, at, postingsFraming)
-	if err != nil {
-		return nil, fmt.Errorf("read postings of label %q: %w", name, err)
-	}
-	ix.views = append(ix.views, loaded)
-	lists := make([]index.Postings, len(entries))
-	for i := range entries {
-		b, err := loaded.content(i)
-		if err != nil {
-			return nil, fmt.Errorf("postings of label %q at byte %d of the index: %w", name, at[i].off, err)
-		}
-		if _, lists[i], err = index.DecodePostingsRaw(encoding.Decbuf{B: b}); err != nil {
-			return nil, fmt.Errorf("%w: postings of label %q at byte %d of the index: %w", ErrCorrupt, name, at[i].off, err)
-		}
-	}
-	return lists, nil
+	return ix.later(name, entryRange(ix.h.names[name]))
 }
 
 // SortedPostings implements tsdb.IndexReader: references are in the order of labels.

@@ -66,8 +66,8 @@ func loadItems(ctx context.Context, r rangeReader, file int, at []item, frame fr
 		b := l.first.from(it.off)
 		n, ok := frame.length(b)
 		if !ok || n <= 0 || n > size-it.off {
-			l.release()
 			l.forget()
+			l.release()
 			return nil, fmt.Errorf("%w: item at byte %d of a file of %d has length %d", ErrCorrupt, it.off, size, n)
 		}
 		at[i].guess = n
@@ -101,10 +101,14 @@ func (l *items) content(i int) ([]byte, error) {
 	return b, err
 }
 
-// forget drops all items from the cache: they came by the same requests.
+// forget drops from the cache all that was loaded, and what came by the same requests: a whole answer may have been wrong.
 func (l *items) forget() {
-	for _, it := range l.at {
-		l.r.forget(l.file, span{it.off, min(max(it.guess, maxFrame), l.r.size(l.file)-it.off)})
+	for _, v := range []*view{l.first, l.second} {
+		if v == nil || len(v.runs) == 0 {
+			continue
+		}
+		last := v.runs[len(v.runs)-1]
+		l.r.forget(l.file, span{v.runs[0].off, last.off + int64(len(last.data)) - v.runs[0].off})
 	}
 }
 

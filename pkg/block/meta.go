@@ -118,6 +118,16 @@ type Extension struct {
 	Generations Generations `json:"generations"`
 	// Replaces are the blocks which the job replaces whose last upload this block is.
 	Replaces []ulid.ULID `json:"replaces,omitempty"`
+	// Index says where the sections of the index begin. Blocks of earlier builds do not tell.
+	Index IndexSections `json:"index,omitzero"`
+}
+
+// IndexSections are the offsets in bytes at which sections of the file index begin. They spare readers a round trip, and are checked against
+// the index's own table of contents.
+type IndexSections struct {
+	Series        int64 `json:"series"`
+	Postings      int64 `json:"postings"`
+	PostingsTable int64 `json:"postingsTable"`
 }
 
 // Generations is a range of generation numbers, both inclusive.
@@ -152,6 +162,17 @@ func (m *Meta) Replaces() []ulid.ULID {
 		return e.Replaces
 	}
 	return nil
+}
+
+// indexSections returns the sections of an index of the given size; ok is false where the meta does not tell them, or nonsense.
+func (m *Meta) indexSections(size int64) (s IndexSections, ok bool) {
+	if e := m.Thanos.Extensions.Millrace; e != nil {
+		s = e.Index
+	}
+	if s.Series <= 0 || s.Postings < s.Series || s.PostingsTable < s.Postings || s.PostingsTable > size-tocSize {
+		return IndexSections{}, false
+	}
+	return s, true
 }
 
 // ExternalLabels are the labels of the block's writer.

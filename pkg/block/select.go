@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/tsdb/index"
 	"github.com/prometheus/prometheus/util/annotations"
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -231,7 +232,7 @@ type wanted struct {
 	guess int64
 }
 
-// loadChunks fills in the chunks of a batch, segment by segment: they lie in the order of their references.
+// loadChunks fills in the chunks of a batch, from all segments at the same time: they lie in the order of their references.
 func (s *seriesSet) loadChunks(batch []seriesEntry) error {
 	var all []wanted
 	for n := range batch {
@@ -243,31 +244,46 @@ func (s *seriesSet) loadChunks(batch []seriesEntry) error {
 	if !slices.IsSortedFunc(all, byRef) {
 		slices.SortFunc(all, byRef)
 	}
-	for len(all) > 0 {
-		segment, _ := unpackRef(all[0].meta.Ref)
-		n := slices.IndexFunc(all, func(w wanted) bool { other, _ := unpackRef(w.meta.Ref); return other != segment })
-		if n < 0 {
-			n = len(all)
-		}
-		if segment+1 >= int64(s.b.r.files()) {
-			return fmt.Errorf("%w: reference to chunk segment %d of %d", ErrCorrupt, segment, s.b.r.files()-1)
-		}
-		if err := s.loadSegment(int(segment)+1, all[:n]); err != nil {
-			return err
-		}
-		all = all[n:]
+	first := firstSegment(all)
+	if len(first) == len(all) {
+		return s.loadSegment(s.ctx, all)
 	}
-	return nil
+	g, ctx := errgroup.WithContext(s.ctx)
+	for ; len(all) > 0; first = firstSegment(all) {
+		part := first
+		all = all[len(part):]
+		g.Go(func() error { return s.loadSegment(ctx, part) })
+	}
+	return g.Wait()
 }
 
-// loadSegment fills in chunks that are in one file, sorted by reference.
-func (s *seriesSet) loadSegment(file int, chks []wanted) error {
+// firstSegment returns those chunks at the beginning, sorted by reference, that are in one segment.
+func firstSegment(all []wanted) []wanted {
+	for i, w := range all {
+		first, _ := unpackRef(all[0].meta.Ref)
+		if segment, _ := unpackRef(w.meta.Ref); segment != first {
+			return all[:i]
+		}
+	}
+	return all
+}
+
+// loadSegment fills in chunks that are in one segment, sorted by reference.
+func (s *seriesSet) loadSegment(ctx context.Context, chks []wanted) error {
+	if len(chks) == 0 {
+		return nil
+	}
+	segment, _ := unpackRef(chks[0].meta.Ref)
+	if segment+1 >= int64(s.b.r.files()) {
+		return fmt.Errorf("%w: reference to chunk segment %d of %d", ErrCorrupt, segment, s.b.r.files()-1)
+	}
+	file := int(segment) + 1
 	at := make([]item, len(chks))
 	for i, w := range chks {
 		_, off := unpackRef(w.meta.Ref)
 		at[i] = item{off: off, guess: min(w.guess, s.b.r.size(file))}
 	}
-	loaded, err := loadItems(s.ctx, s.b.r, file, at, chunkFraming)
+	loaded, err := loadItems(ctx, s.b.r, file, at, chunkFraming)
 	if err != nil {
 		return fmt.Errorf("read chunks: %w", err)
 	}
@@ -279,7 +295,7 @@ func (s *seriesSet) loadSegment(file int, chks []wanted) error {
 	for i, w := range chks {
 		content, err := loaded.content(i)
 		if err != nil {
-			return fmt.Errorf("chunk at byte %d of segment %d: %w", at[i].off, file-1, err)
+			return fmt.Errorf("chunk at byte %d of segment %d: %w", at[i].off, segment, err)
 		}
 		if slab != nil {
 			start := len(slab)
@@ -287,7 +303,7 @@ func (s *seriesSet) loadSegment(file int, chks []wanted) error {
 			content = slab[start:len(slab):len(slab)]
 		}
 		if w.meta.Chunk, err = chunkenc.FromData(chunkenc.Encoding(content[0]), content[1:]); err != nil {
-			return fmt.Errorf("%w: chunk at byte %d of segment %d: %w", ErrCorrupt, at[i].off, file-1, err)
+			return fmt.Errorf("%w: chunk at byte %d of segment %d: %w", ErrCorrupt, at[i].off, segment, err)
 		}
 	}
 	return nil

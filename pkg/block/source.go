@@ -42,6 +42,8 @@ type rangeReader interface {
 	open(ctx context.Context, name string) (io.ReadCloser, error)
 	// forget drops a span that turned out to be damaged from the cache.
 	forget(file int, s span)
+	// mapped says that loadOnce makes no request and no copy of that file's bytes.
+	mapped(file int) bool
 	// stable says that the bytes of views stay valid, at no cost, until the reader is closed.
 	stable() bool
 	close() error
@@ -127,9 +129,9 @@ func compareSegments(a, b string) int { return strings.Compare(a, b) }
 
 // mmapReader reads the mapped files of a folder.
 type mmapReader struct {
-	dir    string
-	names  []string
-	mapped []*fileutil.MmapFile
+	dir   string
+	names []string
+	maps  []*fileutil.MmapFile
 }
 
 // openMmap maps the index and the chunks of the block in dir.
@@ -149,7 +151,7 @@ func openMmap(dir string, m *Meta) (*mmapReader, error) {
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("map %s: %w", name, err), r.close())
 		}
-		r.mapped = append(r.mapped, f)
+		r.maps = append(r.maps, f)
 		if want := expected[name]; want > 0 && int64(len(f.Bytes())) != want {
 			return nil, errors.Join(
 				fmt.Errorf("%w: %s has %d bytes, %s says %d", ErrCorrupt, name, len(f.Bytes()), MetaFilename, want), r.close())
@@ -174,12 +176,14 @@ func localSegments(dir string) ([]string, error) {
 	return out, nil
 }
 
-func (r *mmapReader) files() int   { return len(r.mapped) }
+func (r *mmapReader) files() int   { return len(r.maps) }
 func (r *mmapReader) stable() bool { return true }
 
 func (r *mmapReader) forget(int, span) {}
 
-func (r *mmapReader) size(file int) int64 { return int64(len(r.mapped[file].Bytes())) }
+func (r *mmapReader) mapped(int) bool { return true }
+
+func (r *mmapReader) size(file int) int64 { return int64(len(r.maps[file].Bytes())) }
 
 func (r *mmapReader) load(ctx context.Context, file int, spans []span) (*view, error) {
 	if err := ctx.Err(); err != nil {
@@ -188,7 +192,7 @@ func (r *mmapReader) load(ctx context.Context, file int, spans []span) (*view, e
 	if err := checkSpans(r.names[file], r.size(file), spans); err != nil {
 		return nil, err
 	}
-	return &view{ctx: ctx, runs: []run{{data: r.mapped[file].Bytes()}}}, nil
+	return &view{ctx: ctx, runs: []run{{data: r.maps[file].Bytes()}}}, nil
 }
 
 func (r *mmapReader) loadOnce(ctx context.Context, file int, s span) ([]byte, error) {
@@ -206,10 +210,10 @@ func (r *mmapReader) open(_ context.Context, name string) (io.ReadCloser, error)
 
 func (r *mmapReader) close() error {
 	var errs []error
-	for _, f := range r.mapped {
+	for _, f := range r.maps {
 		errs = append(errs, f.Close())
 	}
-	r.mapped = nil
+	r.maps = nil
 	return errors.Join(errs...)
 }
 

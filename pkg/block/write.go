@@ -346,6 +346,14 @@ func (w *writer) finishMeta() error {
 	if t.Labels == nil {
 		t.Labels = map[string]string{}
 	}
+	if e := t.Extensions.Millrace; e != nil {
+		own := *e // the caller's may be that of other blocks, too
+		var err error
+		if own.Index, err = readSections(filepath.Join(w.dir, IndexFilename)); err != nil {
+			return fmt.Errorf("read back the index: %w", err)
+		}
+		t.Extensions.Millrace = &own
+	}
 	return w.listFiles()
 }
 
