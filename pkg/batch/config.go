@@ -18,6 +18,9 @@ type Config struct {
 	// DeletionDelay is how long a block stays in the bucket after it was marked for deletion. Readers that listed the
 	// bucket before use it until then.
 	DeletionDelay time.Duration
+	// KeepLevel0 is the age up to which superseded level-0 blocks are kept (below block.MastersPrefix) for Recompute instead of being deleted. 0 is
+	// not at all; see Forever.
+	KeepLevel0 time.Duration
 	// SyncInterval and QueryTimeout are those of the bucket's readers; DeletionDelay is checked against them.
 	SyncInterval, QueryTimeout time.Duration
 	// PartialAge is the age from which an upload without meta.json is taken for abandoned. It must be longer than any
@@ -75,6 +78,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("compaction delay %s is negative", c.Delay)
 	case c.Retention < 0 || c.Retention > 0 && c.Retention < 2*time.Hour:
 		return fmt.Errorf("retention %s must be 0 (for ever) or at least 2h", c.Retention)
+	case c.KeepLevel0 < 0:
+		return fmt.Errorf("level-0 blocks cannot be kept for %s", c.KeepLevel0)
 	case c.SyncInterval <= 0 || c.QueryTimeout <= 0:
 		return errors.New("sync interval and query timeout must be above 0")
 	case c.PartialAge < time.Hour:

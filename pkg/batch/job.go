@@ -166,5 +166,20 @@ func (j *Job) outputMeta(w window, replaces []ulid.ULID) block.Meta {
 	slices.SortFunc(m.Compaction.Sources, ulid.ULID.Compare)
 	m.Compaction.Sources = slices.Compact(m.Compaction.Sources)
 	m.SetExtension(j.Level, minGen, maxGen, replaces...)
+	m.Thanos.Extensions.Millrace.Masters = masters(in)
 	return m
+}
+
+// masters returns the level-0 blocks that blocks are made of, none if they are not known of all.
+func masters(metas []block.Meta) []ulid.ULID {
+	var all []ulid.ULID
+	for _, m := range metas {
+		ids, known := m.Masters()
+		if !known {
+			return nil
+		}
+		all = append(all, ids...)
+	}
+	slices.SortFunc(all, ulid.ULID.Compare)
+	return slices.Compact(all)
 }

@@ -19,6 +19,7 @@ type Metrics struct {
 	samples           prometheus.Counter
 	marked            *prometheus.CounterVec
 	deleted           prometheus.Counter
+	kept              prometheus.Counter
 	partials          prometheus.Counter
 	noRoom            prometheus.Counter
 	quarantined       prometheus.Gauge
@@ -56,6 +57,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		samples:      counter("samples_written_total", "Samples in blocks that batch jobs uploaded."),
 		marked:       vec("blocks_marked_total", "Blocks marked for deletion, by reason.", "reason"),
 		deleted:      counter("blocks_deleted_total", "Blocks deleted after their grace period."),
+		kept:         counter("level0_blocks_kept_total", "Superseded level-0 blocks that were moved to where master data is kept."),
 		partials:     counter("partial_uploads_deleted_total", "Abandoned uploads that were deleted."),
 		noRoom:       counter("jobs_without_room_total", "Batch jobs that failed at once because the local disk has too little room for them."),
 		quarantined: f.NewGauge(prometheus.GaugeOpts{

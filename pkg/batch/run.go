@@ -74,6 +74,7 @@ type Runner struct {
 	now     func() time.Time
 	turn    chan struct{}          // holds a token while a run is under way
 	before  map[string]writerState // by whoever has the turn; of the latest listing
+	masters *block.Lister          // by whoever has the turn; of the kept level-0 blocks
 
 	mu         sync.Mutex
 	running    *tracker
@@ -109,7 +110,7 @@ func NewRunner(o Options) (*Runner, error) {
 	}
 	return &Runner{
 		o: o, config: c, metrics: o.Metrics, log: o.Logger, now: o.Now,
-		turn: make(chan struct{}, 1), quarantine: map[ulid.ULID]QuarantinedBlock{}, failures: map[string]int{},
+		turn: make(chan struct{}, 1), masters: block.NewLister(block.Masters(o.Bucket)), quarantine: map[ulid.ULID]QuarantinedBlock{}, failures: map[string]int{},
 	}, nil
 }
 
@@ -276,7 +277,7 @@ func (r *Runner) list(ctx context.Context, before map[string]writerState) (*list
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(all), ulid.ULID.Compare) {
 		b := all[id]
-		if !ours(&b.Meta) || r.o.Labels != nil && !maps.Equal(r.o.Labels, b.Meta.Thanos.Labels) {
+		if !r.mine(&b.Meta) {
 			continue
 		}
 		l.blocks = append(l.blocks, b)

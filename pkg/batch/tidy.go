@@ -65,7 +65,10 @@ func inputsFirst(metas []block.Meta) []ulid.ULID {
 // tidy marks what was replaced or is beyond retention, deletes what was marked long enough ago, and removes abandoned
 // uploads. What fails does not stop the rest.
 func (u *run) tidy(ctx context.Context, l *listing) error {
-	errs := []error{u.mark(ctx, l), u.deleteMarked(ctx, l), u.deletePartials(ctx)}
+	errs := []error{
+		u.mark(ctx, l), u.deleteMarked(ctx, l), u.deleteMasters(ctx),
+		u.deletePartials(ctx, u.o.Bucket, u.o.Lister), u.deletePartials(ctx, block.Masters(u.o.Bucket), u.masters),
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -100,8 +103,10 @@ func (u *run) mark(ctx context.Context, l *listing) error {
 func (u *run) deleteMarked(ctx context.Context, l *listing) error {
 	metas := make([]block.Meta, 0, len(l.blocks))
 	due := map[ulid.ULID]bool{}
-	for _, b := range l.blocks {
+	byID := map[ulid.ULID]*block.Meta{}
+	for i, b := range l.blocks {
 		metas = append(metas, b.Meta)
+		byID[b.Meta.ULID] = &l.blocks[i].Meta
 		due[b.Meta.ULID] = b.DeletionMark != nil && u.now().Sub(time.Unix(b.DeletionMark.DeletionTime, 0)) > u.config.DeletionDelay
 	}
 	var errs []error
@@ -109,7 +114,7 @@ func (u *run) deleteMarked(ctx context.Context, l *listing) error {
 		if !due[id] || ctx.Err() != nil {
 			continue
 		}
-		if err := block.Delete(ctx, u.o.Bucket, id); err != nil {
+		if err := u.remove(ctx, byID[id]); err != nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -122,15 +127,15 @@ func (u *run) deleteMarked(ctx context.Context, l *listing) error {
 
 // deletePartials removes folders without meta.json that nobody has touched for long: what interrupted uploads and deletions
 // have left. Ids of compacted blocks are as old as their inputs, so that the time of the objects counts, too.
-func (u *run) deletePartials(ctx context.Context) error {
+func (u *run) deletePartials(ctx context.Context, bkt objstore.Bucket, lister Lister) error {
 	var errs []error
-	for _, id := range u.o.Lister.Partial() {
+	for _, id := range lister.Partial() {
 		if u.now().Sub(id.Timestamp()) < u.config.PartialAge || u.o.Uploading(id) || ctx.Err() != nil {
 			continue
 		}
-		abandoned, err := u.abandoned(ctx, id)
+		abandoned, err := u.abandoned(ctx, bkt, id)
 		if err == nil && abandoned {
-			err = block.Delete(ctx, u.o.Bucket, id)
+			err = block.Delete(ctx, bkt, id)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("remove partial upload %s: %w", id, err))
@@ -146,10 +151,10 @@ func (u *run) deletePartials(ctx context.Context) error {
 }
 
 // abandoned says whether the block still has no meta.json and all of its objects are old.
-func (u *run) abandoned(ctx context.Context, id ulid.ULID) (bool, error) {
+func (u *run) abandoned(ctx context.Context, bkt objstore.Bucket, id ulid.ULID) (bool, error) {
 	old := true
-	err := u.o.Bucket.Iter(ctx, id.String()+objstore.DirDelim, func(name string) error {
-		attrs, err := u.o.Bucket.Attributes(ctx, name)
+	err := bkt.Iter(ctx, id.String()+objstore.DirDelim, func(name string) error {
+		attrs, err := bkt.Attributes(ctx, name)
 		if err != nil {
 			return err
 		}

@@ -173,10 +173,19 @@ func (l *Lister) Partial() []ulid.ULID {
 	return slices.Clone(l.partial)
 }
 
-// scan lists the bucket once. Names that do not belong to a block are passed over.
+// errPastBlocks ends a listing: no name that is still to come belongs to a block.
+var errPastBlocks = errors.New("past the blocks")
+
+// scan lists the bucket once. Names that do not belong to a block are passed over. A bucket lists names in order (objstore.Bucket), ULIDs
+// begin with digits, and folders such as masters, which may hold more than all blocks, with letters: these are not listed at all.
 func (l *Lister) scan(ctx context.Context) (map[ulid.ULID]found, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends what would go on listing
 	out := map[ulid.ULID]found{}
 	err := l.bkt.Iter(ctx, "", func(name string) error {
+		if name >= "A" {
+			return errPastBlocks
+		}
 		dir, rest, ok := strings.Cut(slashed(name), "/")
 		if !ok {
 			return nil
@@ -192,7 +201,7 @@ func (l *Lister) scan(ctx context.Context) (map[ulid.ULID]found, error) {
 		out[id] = f
 		return nil
 	}, objstore.WithRecursiveIter())
-	if err != nil {
+	if err != nil && !errors.Is(err, errPastBlocks) {
 		return nil, fmt.Errorf("list blocks: %w", err)
 	}
 	return out, nil

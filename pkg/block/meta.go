@@ -118,6 +118,9 @@ type Extension struct {
 	Generations Generations `json:"generations"`
 	// Replaces are the blocks which the job replaces whose last upload this block is.
 	Replaces []ulid.ULID `json:"replaces,omitempty"`
+	// Masters are the level-0 blocks that went into a compacted block, from which it can be built again. Without any, they are
+	// not known.
+	Masters []ulid.ULID `json:"masters,omitempty"`
 	// Index says where the sections of the index begin. Blocks of earlier builds do not tell.
 	Index IndexSections `json:"index,omitzero"`
 }
@@ -173,6 +176,19 @@ func (m *Meta) indexSections(size int64) (s IndexSections, ok bool) {
 		return IndexSections{}, false
 	}
 	return s, true
+}
+
+// Masters are the level-0 blocks of which the block is made, sorted: a level-0 block's own id. ok is false where they are not
+// known.
+func (m *Meta) Masters() (ids []ulid.ULID, ok bool) {
+	switch e := m.Thanos.Extensions.Millrace; {
+	case e == nil:
+		return nil, false
+	case e.Level == 0:
+		return []ulid.ULID{m.ULID}, true
+	default:
+		return e.Masters, len(e.Masters) > 0
+	}
 }
 
 // ExternalLabels are the labels of the block's writer.
