@@ -29,6 +29,7 @@ type bucketCommand struct {
 	force      bool
 	scratch    string
 	retention  time.Duration
+	recomputed timeRange
 	batch      engine.BatchConfig
 }
 
@@ -39,6 +40,10 @@ func (b *bucketCommand) flags(c *kingpin.CmdClause) {
 
 func (b *bucketCommand) runFlags(c *kingpin.CmdClause) {
 	c.Flag("force", "Compact blocks of windows that are not over, too.").BoolVar(&b.force)
+	b.jobFlags(c)
+}
+
+func (b *bucketCommand) jobFlags(c *kingpin.CmdClause) {
 	c.Flag("batch.scratch-path", "Folder for blocks that are being made; by default one of the system's temporary folders.").StringVar(&b.scratch)
 	c.Flag("storage.retention.time", "How long samples are kept; 0 is for ever.").Default("0s").SetValue((*engine.Duration)(&b.retention))
 	b.batch.JobFlags(c)
@@ -71,7 +76,16 @@ func (b *bucketCommand) open() (objstore.Bucket, error) {
 }
 
 // run runs due jobs and says what they did.
-func (b *bucketCommand) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
+func (b *bucketCommand) run(ctx context.Context, stdout, stderr io.Writer) error {
+	return b.withJobs(stderr, func(o batch.Options) error {
+		summary, err := engine.RunJobs(ctx, o, b.force)
+		fmt.Fprintln(stdout, summary)
+		return err
+	})
+}
+
+// withJobs calls do with what jobs need, which ends with the call.
+func (b *bucketCommand) withJobs(stderr io.Writer, do func(batch.Options) error) (err error) {
 	if err := b.batch.Validate(); err != nil {
 		return err
 	}
@@ -87,15 +101,13 @@ func (b *bucketCommand) run(ctx context.Context, stdout, stderr io.Writer) (err 
 		if scratch, err = os.MkdirTemp("", "millrace-batch-"); err != nil {
 			return fmt.Errorf("make scratch folder: %w", err)
 		}
-		defer os.RemoveAll(scratch)
+		defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
 	}
 	reg := prometheus.NewRegistry()
-	summary, err := engine.RunJobs(ctx, batch.Options{
+	return do(batch.Options{
 		Bucket: bkt, Lister: block.NewLister(bkt), Cache: block.NewCache(64<<20, reg), ScratchDir: scratch,
 		Config: jobs, Metrics: batch.NewMetrics(reg), Logger: newLogger(stderr, "info", "logfmt"),
-	}, b.force)
-	fmt.Fprintln(stdout, summary)
-	return err
+	})
 }
 
 // list prints the blocks, newest last, and whether they count.

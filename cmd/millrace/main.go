@@ -42,14 +42,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	cfg.Flags(serve)
 	batchCmd := app.Command("batch", "Batch jobs against the bucket.")
 	batchRun := batchCmd.Command("run", "Run all jobs that are due, then end.")
+	batchRecompute := batchCmd.Command("recompute", "Build compacted blocks again from the level-0 blocks that are kept, and swap those that differ.")
 	bucketCmd := app.Command("bucket", "Look into the bucket.")
 	ls := bucketCmd.Command("ls", "List the blocks.")
 	verify := bucketCmd.Command("verify", "Read every block whole and check it.")
 	var b bucketCommand
-	for _, c := range []*kingpin.CmdClause{batchRun, ls, verify} {
+	for _, c := range []*kingpin.CmdClause{batchRun, batchRecompute, ls, verify} {
 		b.flags(c)
 	}
 	b.runFlags(batchRun)
+	b.recomputeFlags(batchRecompute)
 	versionCmd := app.Command("version", "Print the version.")
 
 	expanded, err := engine.ParseArgs(args)
@@ -65,6 +67,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return runServe(ctx, cfg, stdout, stderr)
 	case batchRun.FullCommand():
 		return b.run(ctx, stdout, stderr)
+	case batchRecompute.FullCommand():
+		return b.recompute(ctx, stdout, stderr)
 	case ls.FullCommand():
 		return b.list(ctx, stdout)
 	case verify.FullCommand():

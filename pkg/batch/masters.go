@@ -33,11 +33,18 @@ func (u *run) remove(ctx context.Context, m *block.Meta) error {
 		if err := block.KeepMaster(ctx, u.o.Bucket, *m); err != nil {
 			return err
 		}
+		u.summary.Kept++
 		u.metrics.kept.Inc()
-		u.log.Info("keeps a superseded level-0 block", "block", m.ULID, "below", block.MastersPrefix)
+		u.log.Info("moved a superseded level-0 block to what is kept", "block", m.ULID, "below", block.MastersPrefix)
 		return nil
 	}
-	return block.Delete(ctx, u.o.Bucket, m.ULID)
+	if err := block.Delete(ctx, u.o.Bucket, m.ULID); err != nil {
+		return err
+	}
+	u.summary.Deleted++
+	u.metrics.deleted.Inc()
+	u.log.Info("deleted a block", "block", m.ULID)
+	return nil
 }
 
 // deleteMasters removes kept level-0 blocks that are older than they are to be kept, or whose samples are beyond retention.
@@ -60,6 +67,7 @@ func (u *run) deleteMasters(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("below %s: %w", block.MastersPrefix, err))
 			continue
 		}
+		u.summary.Deleted++
 		u.metrics.deleted.Inc()
 		u.log.Info("deleted a kept level-0 block", "block", id)
 	}

@@ -121,8 +121,8 @@ type Summary struct {
 	// Written blocks and the samples in them.
 	Written int
 	Samples uint64
-	// Marked for deletion and deleted blocks; abandoned uploads that were removed.
-	Marked, Deleted, Partial int
+	// Marked for deletion and deleted blocks, superseded level-0 blocks that are kept elsewhere, abandoned uploads that were removed.
+	Marked, Deleted, Kept, Partial int
 	// Quarantined blocks at the end of the run.
 	Quarantined int
 	Took        time.Duration
@@ -132,6 +132,9 @@ type Summary struct {
 func (s Summary) String() string {
 	out := fmt.Sprintf("%d jobs done, %d failed, %d abandoned; %d blocks with %d samples written; %d blocks marked for deletion, %d deleted, %d partial uploads removed",
 		s.Jobs, s.Failed, s.Abandoned, s.Written, s.Samples, s.Marked, s.Deleted, s.Partial)
+	if s.Kept > 0 {
+		out += fmt.Sprintf("; %d superseded level-0 blocks kept", s.Kept)
+	}
 	if s.Quarantined > 0 {
 		out += fmt.Sprintf("; %d blocks cannot be read", s.Quarantined)
 	}

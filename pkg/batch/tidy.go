@@ -116,11 +116,7 @@ func (u *run) deleteMarked(ctx context.Context, l *listing) error {
 		}
 		if err := u.remove(ctx, byID[id]); err != nil {
 			errs = append(errs, err)
-			continue
 		}
-		u.summary.Deleted++
-		u.metrics.deleted.Inc()
-		u.log.Info("deleted a block", "block", id)
 	}
 	return errors.Join(errs...)
 }

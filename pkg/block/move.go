@@ -19,7 +19,9 @@ import (
 const MastersPrefix = "masters"
 
 // Masters returns the part of a bucket that holds kept level-0 blocks.
-func Masters(bkt objstore.Bucket) objstore.Bucket { return objstore.NewPrefixedBucket(bkt, MastersPrefix) }
+func Masters(bkt objstore.Bucket) objstore.Bucket {
+	return objstore.NewPrefixedBucket(bkt, MastersPrefix)
+}
 
 // KeepMaster moves a block below MastersPrefix. When it ends without an error, the block is there and nowhere else; after an
 // error it is in one place at least, and the call can be repeated.

@@ -93,16 +93,36 @@ func (c *Config) batchConfig() batch.Config {
 
 // RunJobs runs due jobs against a bucket without an engine: what 'millrace batch run' does.
 func RunJobs(ctx context.Context, o batch.Options, force bool) (batch.Summary, error) {
-	if o.Room == nil {
-		o.Room = func() (int64, bool) { return roomBelow(o.ScratchDir) }
-	}
-	r, err := batch.NewRunner(o)
+	r, err := newRunner(o)
 	if err != nil {
 		return batch.Summary{}, err
 	}
 	s, err := r.Run(ctx, force)
-	if errors.Is(err, context.Canceled) {
-		return s, fmt.Errorf("interrupted; what is in the bucket is consistent: %w", err)
+	return s, interrupted(err)
+}
+
+func newRunner(o batch.Options) (*batch.Runner, error) {
+	if o.Room == nil {
+		o.Room = func() (int64, bool) { return roomBelow(o.ScratchDir) }
 	}
-	return s, err
+	return batch.NewRunner(o)
+}
+
+// interrupted reassures whoever ended a job.
+func interrupted(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("interrupted; what is in the bucket is consistent: %w", err)
+	}
+	return err
+}
+
+// Recompute builds compacted blocks again from level-0 blocks, without an engine: what 'millrace batch recompute' does. See
+// batch.Runner.RecomputeRange.
+func Recompute(ctx context.Context, o batch.Options, mint, maxt int64, dry bool) ([]batch.Recomputed, error) {
+	r, err := newRunner(o)
+	if err != nil {
+		return nil, err
+	}
+	found, err := r.RecomputeRange(ctx, mint, maxt, dry)
+	return found, interrupted(err)
 }

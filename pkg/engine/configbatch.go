@@ -14,6 +14,7 @@ type BatchConfig struct {
 	MaxBlockSize   int64
 	LateMergeShare float64
 	LateMergeAge   time.Duration
+	KeepLevel0     time.Duration
 }
 
 // flags registers the flags of jobs that run on a schedule.
@@ -31,6 +32,8 @@ func (b *BatchConfig) JobFlags(cmd flagger) {
 		Default(fmt.Sprint(d.LateMergeShare)), (*floatValue)(&b.LateMergeShare))
 	durationVar(cmd.Flag("batch.late-merge-age", "Age from which late samples are merged into a block of a day however few they are; into one of 14 days at 14 times this age."),
 		d.LateMergeAge, &b.LateMergeAge)
+	named(cmd.Flag("batch.keep-level0", "Age up to which superseded level-0 blocks are kept for 'millrace batch recompute', or forever; 0 deletes them at once.").Default("30d"),
+		(*ageValue)(&b.KeepLevel0))
 }
 
 // Validate checks the settings of jobs.
@@ -50,5 +53,6 @@ func (b *BatchConfig) Validate() error {
 func (b *BatchConfig) Jobs() batch.Config {
 	return batch.Config{
 		DeletionDelay: b.DeletionDelay, MaxBlockSize: b.MaxBlockSize, LateMergeShare: b.LateMergeShare, LateMergeAge: b.LateMergeAge,
+		KeepLevel0: b.KeepLevel0,
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/alecthomas/units"
 	"github.com/prometheus/common/model"
+
+	"github.com/millrace/millrace/pkg/batch"
 )
 
 func durationVar(f *kingpin.FlagClause, def time.Duration, target *time.Duration) {
@@ -123,6 +125,30 @@ func (d *Duration) Set(s string) error {
 }
 
 func (d *Duration) String() string { return model.Duration(*d).String() }
+
+// ageValue reads a time or the word forever.
+type ageValue time.Duration
+
+// Set implements kingpin.Value.
+func (a *ageValue) Set(s string) error {
+	if s == "forever" {
+		*a = ageValue(batch.Forever)
+		return nil
+	}
+	v, err := model.ParseDuration(s)
+	if err != nil {
+		return errors.New("must be a time such as 30d, or forever")
+	}
+	*a = ageValue(v)
+	return nil
+}
+
+func (a *ageValue) String() string {
+	if time.Duration(*a) == batch.Forever {
+		return "forever"
+	}
+	return model.Duration(*a).String()
+}
 
 // bytesValue reads sizes as Prometheus writes them: 512MB, 10GB, in powers of 1,024.
 type bytesValue int64
