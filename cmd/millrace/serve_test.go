@@ -83,7 +83,7 @@ func serveOn(t *testing.T, address string, args ...string) <-chan error {
 	go func() {
 		defer close(stopped)
 		var out, errs bytes.Buffer
-		ended <- run(ctx, append([]string{"serve", "--web.listen-address=" + address, "--self.scrape-interval=0s"}, args...), &out, &errs)
+		ended <- run(ctx, append([]string{"serve", "--web.listen-address=" + address}, args...), &out, &errs)
 	}()
 	t.Cleanup(func() { stop(); <-stopped })
 	return ended
@@ -115,7 +115,7 @@ func TestServeOutlivesABucketThatIsAway(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			address := freeAddress(t)
-			ended := serveOn(t, address, "--storage.path="+t.TempDir(), "--objstore.config="+config)
+			ended := serveOn(t, address, "--storage.path="+t.TempDir(), "--objstore.config="+config, "--self.scrape-interval=0s")
 			require.Eventually(t, func() bool { return answers(t, "http://"+address+"/-/healthy") }, 30*time.Second, 20*time.Millisecond)
 			require.Empty(t, ended)
 		})
