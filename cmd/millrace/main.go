@@ -52,6 +52,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	b.runFlags(batchRun)
 	b.recomputeFlags(batchRecompute)
+	b.verifyFlags(verify)
 	versionCmd := app.Command("version", "Print the version.")
 
 	expanded, err := engine.ParseArgs(args)

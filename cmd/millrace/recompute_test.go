@@ -34,6 +34,25 @@ func TestRecomputeCommand(t *testing.T) {
 	require.Contains(t, out, "is what its level-0 blocks give\n")
 	require.Contains(t, out, "0 of them cannot be built again\n")
 
+	// A damaged block is found and taken out of answers, and let back in when it is whole again.
+	for dir, m := range metas(t, path) {
+		name := filepath.Join(dir, "chunks", "000001")
+		whole, err := os.ReadFile(name)
+		require.NoError(t, err)
+		raw := append([]byte(nil), whole...)
+		raw[len(raw)/2] ^= 0xff
+		require.NoError(t, os.WriteFile(name, raw, 0o600))
+		out, _, code = millrace(t, "bucket", "verify", "--storage.path="+path, "--quarantine")
+		require.Equal(t, 1, code)
+		require.Regexp(t, m.ULID.String()+"  BAD  .*chunks/000001", out)
+		require.Contains(t, out, m.ULID.String()+"  put in quarantine")
+		require.NoError(t, os.WriteFile(name, whole, 0o600))
+		out, errs, code = millrace(t, "bucket", "verify", "--storage.path="+path, "--quarantine")
+		require.Zero(t, code, errs)
+		require.Contains(t, out, m.ULID.String()+"  released from quarantine")
+		break
+	}
+
 	for dir, m := range metas(t, path) {
 		if m.Level() == 0 {
 			require.NoError(t, os.RemoveAll(dir))

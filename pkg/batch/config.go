@@ -21,6 +21,8 @@ type Config struct {
 	// KeepLevel0 is the age up to which superseded level-0 blocks are kept (below block.MastersPrefix) for Recompute instead of being deleted. 0 is
 	// not at all; see Forever.
 	KeepLevel0 time.Duration
+	// Quarantine marks blocks that a job finds damaged, so that queries go without them, with a warning, instead of failing; see block.Quarantine.
+	Quarantine bool
 	// SyncInterval and QueryTimeout are those of the bucket's readers; DeletionDelay is checked against them.
 	SyncInterval, QueryTimeout time.Duration
 	// PartialAge is the age from which an upload without meta.json is taken for abandoned. It must be longer than any

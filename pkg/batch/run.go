@@ -177,6 +177,8 @@ type run struct {
 	summary Summary
 	// failed are inputs of jobs that failed in this run; they are left for the next.
 	failed map[ulid.ULID]bool
+	// quarantined are the blocks that the latest listing showed in quarantine.
+	quarantined map[ulid.ULID]bool
 	// attempts counts how often a job, by id, was begun.
 	attempts map[string]int
 }
@@ -212,7 +214,7 @@ func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
 		if err != nil {
 			return nil, errors.Join(append(errs, err)...)
 		}
-		u.before = now.writers
+		u.before, u.quarantined = now.writers, now.quarantined()
 		jobs := u.plan(before, now)
 		u.setPlanned(jobs)
 		for i := range jobs {
@@ -251,6 +253,17 @@ type listing struct {
 	at      time.Time // when it was asked
 	blocks  []block.Listed
 	writers map[string]writerState
+}
+
+// quarantined returns the blocks with a mark that takes them out of jobs.
+func (l *listing) quarantined() map[ulid.ULID]bool {
+	ids := map[ulid.ULID]bool{}
+	for _, b := range l.blocks {
+		if b.QuarantineMark != nil {
+			ids[b.Meta.ULID] = true
+		}
+	}
+	return ids
 }
 
 // writerState is what is known of the generations of one writer.
@@ -314,7 +327,7 @@ func (u *run) plan(before map[string]writerState, now *listing) []Job {
 }
 
 func (u *run) held(m *block.Meta) bool {
-	if u.failed[m.ULID] {
+	if u.failed[m.ULID] || u.quarantined[m.ULID] {
 		return true
 	}
 	u.mu.Lock()
@@ -380,6 +393,9 @@ func (u *run) blame(ctx context.Context, e *execution, cause error) error {
 			case len(findings) > 0:
 				u.quarantineBlock(m.ULID, fmt.Errorf("%w: %s", block.ErrCorrupt, findings[0]))
 				found = true
+				if u.config.Quarantine {
+					cause = errors.Join(cause, block.Quarantine(ctx, u.o.Bucket, m.ULID, findings[0].String()))
+				}
 			case errors.Is(err, block.ErrGone):
 				u.quarantineBlock(m.ULID, err)
 				found = true

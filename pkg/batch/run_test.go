@@ -295,6 +295,33 @@ func TestCorruptBlockIsQuarantined(t *testing.T) {
 	require.Empty(t, r.Quarantined())
 }
 
+func TestDamagedBlockIsMarkedWhereWanted(t *testing.T) {
+	ctx := context.Background()
+	bkt := objstore.NewInMemBucket()
+	w := newWorld(t, bkt, testStart)
+	w.generation([]string{"a"}, 0)
+	bad := w.generation([]string{"b"}, 0, 5*hour)[0]
+	name := path.Join(bad.String(), "chunks/000001")
+	content := bytes.Clone(bkt.Objects()[name])
+	content[len(content)-1] ^= 1
+	require.NoError(t, bkt.Upload(ctx, name, bytes.NewReader(content)))
+
+	_, err := w.runner(func(o *Options) { o.Config.Quarantine = true }).Run(ctx, true)
+	require.ErrorContains(t, err, bad.String())
+	listed, err := block.List(ctx, bkt)
+	require.NoError(t, err)
+	require.Contains(t, listed[bad].QuarantineMark.Details, "chunks/000001")
+	s := w.run(w.runner(), true)
+	require.Zero(t, s.Failed, "another runner leaves it alone, too")
+
+	content[len(content)-1] ^= 1
+	require.NoError(t, bkt.Upload(ctx, name, bytes.NewReader(content)))
+	require.NoError(t, block.Release(ctx, bkt, bad))
+	w.run(w.runner(), true)
+	w.check()
+	require.NotContains(t, ids2names(w.visible()), bad.String())
+}
+
 // staleLister shows a block that is gone, as many times as it is told.
 type staleLister struct {
 	*block.Lister

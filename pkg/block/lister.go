@@ -36,7 +36,7 @@ func List(ctx context.Context, bkt objstore.BucketReader) (map[ulid.ULID]Listed,
 }
 
 // found is what a listing shows of a block.
-type found struct{ files, meta, mark bool }
+type found struct{ files, meta, mark, quarantine bool }
 
 // List returns all blocks that can be used, marked ones and replaced ones too. Blocks without meta.json do not exist (see
 // Partial); such as cannot be used are left out and returned by Bad. An error means that nothing is known.
@@ -90,7 +90,7 @@ func (l *Lister) list(ctx context.Context) (map[ulid.ULID]Listed, error) {
 			part = append(part, id)
 			continue
 		}
-		if old, ok := known[id]; ok && (old.DeletionMark != nil) == f.mark {
+		if old, ok := known[id]; ok && (old.DeletionMark != nil) == f.mark && (old.QuarantineMark != nil) == f.quarantine {
 			mu.Lock()
 			next[id] = old
 			mu.Unlock()
@@ -132,10 +132,10 @@ func sortOut(good map[ulid.ULID]Listed, bad map[ulid.ULID]error, id ulid.ULID, b
 	return nil
 }
 
-// get reads the meta and the mark of a block, as far as they are not known.
+// get reads the meta and the marks of a block, as far as they are not known.
 func (l *Lister) get(ctx context.Context, id ulid.ULID, f found, known map[ulid.ULID]Listed) (Listed, error) {
 	b, ok := known[id]
-	b.DeletionMark = nil
+	b.DeletionMark, b.QuarantineMark = nil, nil
 	if !ok {
 		m, err := fetchMeta(ctx, l.bkt, id)
 		if err == nil {
@@ -153,6 +153,13 @@ func (l *Lister) get(ctx context.Context, id ulid.ULID, f found, known map[ulid.
 			return Listed{}, err
 		}
 		b.DeletionMark = mark
+	}
+	if f.quarantine {
+		mark, err := readQuarantine(ctx, l.bkt, id)
+		if err != nil {
+			return Listed{}, err
+		}
+		b.QuarantineMark = mark
 	}
 	return b, nil
 }
@@ -198,6 +205,7 @@ func (l *Lister) scan(ctx context.Context) (map[ulid.ULID]found, error) {
 		f.files = true
 		f.meta = f.meta || rest == MetaFilename
 		f.mark = f.mark || rest == DeletionMarkFilename
+		f.quarantine = f.quarantine || rest == QuarantineMarkFilename
 		out[id] = f
 		return nil
 	}, objstore.WithRecursiveIter())

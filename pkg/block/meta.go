@@ -391,8 +391,9 @@ type DeletionMark struct {
 	DeletionTime int64 `json:"deletion_time"`
 }
 
-// Listed is a block of a bucket. DeletionMark is nil if it is not marked.
+// Listed is a block of a bucket. Marks that it does not have are nil.
 type Listed struct {
-	Meta         Meta
-	DeletionMark *DeletionMark
+	Meta           Meta
+	DeletionMark   *DeletionMark
+	QuarantineMark *QuarantineMark
 }

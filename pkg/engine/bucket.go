@@ -308,12 +308,13 @@ func (e *Engine) syncBucket(ctx context.Context) error {
 	for _, l := range listed {
 		metas = append(metas, l.Meta)
 	}
-	visible := block.Visible(metas)
-	e.report("bucket listing", e.saveListing(visible))
+	all := block.Visible(metas)
+	e.report("bucket listing", e.saveListing(all))
 	bad := e.data.lister.Bad()
-	e.report("bucket blocks", unusable(bad))
 	local := e.localIDs()
-	return e.show(ctx, mark, visible, brokenBlocks(bad, listed, local), local)
+	visible, inQuarantine := quarantined(all, listed, local)
+	e.report("bucket blocks", errors.Join(unusable(bad), leftOut(inQuarantine)))
+	return e.show(ctx, mark, visible, append(brokenBlocks(bad, listed, local), inQuarantine...), local)
 }
 
 func (e *Engine) listBucket(ctx context.Context) (map[ulid.ULID]block.Listed, error) {

@@ -16,17 +16,18 @@ import (
 	"github.com/millrace/millrace/pkg/serving"
 )
 
-// brokenBlock stands for a block whose meta.json cannot be used. Nobody knows which times it holds, so every answer that looks into the bucket goes
-// without it and warns of that.
+// brokenBlock stands for a block that is left out of answers, which warn of that: one whose meta.json cannot be used, of which nobody knows the times
+// that it holds, or one in quarantine.
 type brokenBlock struct {
-	id  ulid.ULID
-	err error
+	id         ulid.ULID
+	mint, maxt int64 // both inclusive
+	err        error
 }
 
 func (*brokenBlock) Layer() serving.Layer          { return serving.Batch }
 func (*brokenBlock) Generations() (uint64, uint64) { return 0, 0 }
-func (*brokenBlock) MinTime() int64                { return minTime }
-func (*brokenBlock) MaxTime() int64                { return maxTime }
+func (b *brokenBlock) MinTime() int64              { return b.mint }
+func (b *brokenBlock) MaxTime() int64              { return b.maxt }
 
 func (b *brokenBlock) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error) {
 	err := fmt.Errorf("the answer may be incomplete: block %s of the bucket is left out: %w", b.id, b.err)
@@ -70,7 +71,7 @@ func brokenBlocks(bad map[ulid.ULID]error, listed map[ulid.ULID]block.Listed, lo
 	var out []*brokenBlock
 	for id, err := range bad {
 		if !replaced[id] && !local[id] && !errors.Is(err, block.ErrDownsampled) {
-			out = append(out, &brokenBlock{id: id, err: err})
+			out = append(out, &brokenBlock{id: id, mint: minTime, maxt: maxTime, err: err})
 		}
 	}
 	return out
@@ -81,6 +82,29 @@ func unusable(bad map[ulid.ULID]error) error {
 	var errs []error
 	for _, id := range slices.SortedFunc(maps.Keys(bad), ulid.ULID.Compare) {
 		errs = append(errs, fmt.Errorf("block %s is left out of answers: %w", id, bad[id]))
+	}
+	return errors.Join(errs...)
+}
+
+// quarantined separates the visible blocks that are in quarantine and that local disk does not hold.
+func quarantined(visible []block.Meta, listed map[ulid.ULID]block.Listed, local map[ulid.ULID]bool) (rest []block.Meta, out []*brokenBlock) {
+	for _, m := range visible {
+		mark := listed[m.ULID].QuarantineMark
+		if mark == nil || local[m.ULID] {
+			rest = append(rest, m)
+			continue
+		}
+		err := fmt.Errorf("it is in quarantine: %s", mark.Details)
+		out = append(out, &brokenBlock{id: m.ULID, mint: m.MinTime, maxt: m.MaxTime - 1, err: err})
+	}
+	return rest, out
+}
+
+// leftOut names the blocks that are in quarantine.
+func leftOut(blocks []*brokenBlock) error {
+	var errs []error
+	for _, b := range blocks {
+		errs = append(errs, fmt.Errorf("block %s is left out of answers: %w", b.id, b.err))
 	}
 	return errors.Join(errs...)
 }

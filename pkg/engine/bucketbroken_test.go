@@ -86,6 +86,31 @@ func TestAnswersWarnOfABrokenBlock(t *testing.T) {
 	require.Equal(t, []point{{now - 2*dayMillis, 1}, {now, 2}}, read(t, e, serving.Merged, "a", now, 72*time.Hour))
 }
 
+func TestAnswersWarnOfABlockInQuarantine(t *testing.T) {
+	path, dir := t.TempDir(), filepath.Join(t.TempDir(), "bucket")
+	now := time.Now().UnixMilli()
+	e := startEngine(t, folderConfig(t, path, dir))
+	write(t, e, "a", point{now - 2*dayMillis, 1})
+	require.NoError(t, e.RunBatch(t.Context()))
+	write(t, e, "a", point{now, 2})
+	id := e.Layers().Blocks[0].ULID
+
+	require.NoError(t, block.Quarantine(t.Context(), e.data.bucket, id, "byte 7 of index"))
+	eventually(t, "the block is left out", func() bool { return len(read(t, e, serving.Merged, "a", now, 72*time.Hour)) == 1 })
+	require.Contains(t, problem(e, "bucket blocks"), "quarantine: byte 7 of index")
+	q, err := e.queryable.Querier(now-3*dayMillis, now)
+	require.NoError(t, err)
+	_, ws, err := q.LabelNames(t.Context(), nil)
+	require.NoError(t, err)
+	require.NoError(t, q.Close())
+	require.ErrorContains(t, errors.Join(ws.AsErrors()...), id.String())
+	require.Empty(t, warnings(t, e, serving.Merged), "an answer that needs nothing of the block's times is complete")
+
+	require.NoError(t, block.Release(t.Context(), e.data.bucket, id))
+	eventually(t, "the block is back", func() bool { return len(read(t, e, serving.Merged, "a", now, 72*time.Hour)) == 2 })
+	require.Empty(t, problem(e, "bucket blocks"))
+}
+
 func TestOnlyBrokenBlocksThatAreMissedCount(t *testing.T) {
 	missed, replaced, local, downsampled := ulid.Make(), ulid.Make(), ulid.Make(), ulid.Make()
 	var merged block.Meta

@@ -15,6 +15,7 @@ type BatchConfig struct {
 	LateMergeShare float64
 	LateMergeAge   time.Duration
 	KeepLevel0     time.Duration
+	Quarantine     bool
 }
 
 // flags registers the flags of jobs that run on a schedule.
@@ -34,6 +35,7 @@ func (b *BatchConfig) JobFlags(cmd flagger) {
 		d.LateMergeAge, &b.LateMergeAge)
 	named(cmd.Flag("batch.keep-level0", "Age up to which superseded level-0 blocks are kept for 'millrace batch recompute', or forever; 0 deletes them at once.").Default("30d"),
 		(*ageValue)(&b.KeepLevel0))
+	cmd.Flag("batch.quarantine", "Mark blocks that a job finds damaged, so that queries go without them and warn, instead of failing.").BoolVar(&b.Quarantine)
 }
 
 // Validate checks the settings of jobs.
@@ -53,6 +55,6 @@ func (b *BatchConfig) Validate() error {
 func (b *BatchConfig) Jobs() batch.Config {
 	return batch.Config{
 		DeletionDelay: b.DeletionDelay, MaxBlockSize: b.MaxBlockSize, LateMergeShare: b.LateMergeShare, LateMergeAge: b.LateMergeAge,
-		KeepLevel0: b.KeepLevel0,
+		KeepLevel0: b.KeepLevel0, Quarantine: b.Quarantine,
 	}
 }
