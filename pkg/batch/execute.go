@@ -135,11 +135,12 @@ func (e *execution) output(ctx context.Context, w window, replaces []ulid.ULID) 
 		return fmt.Errorf("look for block %s: %w", m.ULID, err)
 	}
 	if !there {
-		if m, err = e.write(ctx, m, w); err != nil {
-			return err
-		}
+		var digest block.Digest
 		defer os.RemoveAll(filepath.Join(e.o.ScratchDir, m.ULID.String()))
-		if err := e.upload(ctx, m); err != nil {
+		if m, err = e.write(ctx, m, w, &digest); err != nil {
+			return e.noteMismatch(err)
+		}
+		if err := e.upload(ctx, m, digest.Sum()); err != nil {
 			return err
 		}
 	}
@@ -148,9 +149,19 @@ func (e *execution) output(ctx context.Context, w window, replaces []ulid.ULID) 
 	return nil
 }
 
-func (e *execution) write(ctx context.Context, m block.Meta, w window) (block.Meta, error) {
+// noteMismatch counts an output that is not what its inputs make of it. It is the job's end: nothing is replaced.
+func (e *execution) noteMismatch(err error) error {
+	if errors.Is(err, block.ErrMismatch) || errors.Is(err, merge.ErrDiffers) {
+		e.metrics.mismatches.Inc()
+	}
+	return err
+}
+
+// write makes the block of window w. What is read of each input that lies in w whole must be as much as its meta tells.
+func (e *execution) write(ctx context.Context, m block.Meta, w window, digest *block.Digest) (block.Meta, error) {
 	var (
 		inputs []block.Input
+		counts []*inputCount
 		series uint64
 		size   int64
 	)
@@ -159,23 +170,37 @@ func (e *execution) write(ctx context.Context, m block.Meta, w window) (block.Me
 		if err != nil {
 			return block.Meta{}, err
 		}
-		inputs = append(inputs, countedInput{Block: b, seen: &e.tracker.seriesDone})
+		count := &inputCount{meta: in, whole: w.holds(&in)}
+		counts = append(counts, count)
+		inputs = append(inputs, countedInput{Block: b, seen: &e.tracker.seriesDone, count: count})
 		series += in.Stats.NumSeries
 		size += in.Size()
 	}
 	e.tracker.seriesDone.Store(0)
 	e.tracker.series.Store(int64(series))
 	defer e.tracker.series.Store(0)
-	return block.Write(ctx, e.o.ScratchDir, m, inputs, block.WriteOptions{
+	m, err := block.Write(ctx, e.o.ScratchDir, m, inputs, block.WriteOptions{
 		SegmentSize: min(maxSegment, max(minSegment, size)),
 		Encode:      merge.EncodeOptions{StartTimestamps: e.job.StartTimestamps, JoinBelow: joinBelow},
+		Check:       true,
+		Digest:      digest,
 	})
+	if err != nil && !errors.Is(err, block.ErrEmpty) {
+		return m, err
+	}
+	for _, c := range counts {
+		if err := c.check(); err != nil {
+			return m, err
+		}
+	}
+	return m, err
 }
 
 // joinBelow is the number of samples below which chunks are joined with their neighbours. Part of codeVersion.
 const joinBelow = 100
 
-func (e *execution) upload(ctx context.Context, m block.Meta) error {
+// upload brings a block into the bucket if it is still wanted.
+func (e *execution) upload(ctx context.Context, m block.Meta, digest uint64) error {
 	if err := e.stillWanted(ctx); err != nil {
 		return err
 	}
@@ -190,7 +215,7 @@ func (e *execution) upload(ctx context.Context, m block.Meta) error {
 			return fmt.Errorf("remove the old mark of block %s: %w", m.ULID, err)
 		}
 	}
-	if err := block.Upload(ctx, e.o.Bucket, filepath.Join(e.o.ScratchDir, m.ULID.String())); err != nil {
+	if err := e.uploadChecked(ctx, filepath.Join(e.o.ScratchDir, m.ULID.String()), digest); err != nil {
 		return err
 	}
 	e.summary.Written++
@@ -199,6 +224,14 @@ func (e *execution) upload(ctx context.Context, m block.Meta) error {
 	e.metrics.writtenBytes.Add(float64(m.Size()))
 	e.metrics.samples.Add(float64(m.Stats.NumSamples))
 	return nil
+}
+
+// uploadChecked brings the block in dir into the bucket. Before its meta.json, which is what makes it count and replace others, its
+// files are read back and compared with the digest of what was made of the inputs.
+func (e *execution) uploadChecked(ctx context.Context, dir string, digest uint64) error {
+	return e.noteMismatch(block.UploadChecked(ctx, e.o.Bucket, dir, func(ctx context.Context, m block.Meta) error {
+		return block.ReadBack(ctx, e.o.Bucket, m, digest)
+	}))
 }
 
 // stillWanted looks at the bucket again when that was long ago: outputs whose inputs were meanwhile replaced by others would

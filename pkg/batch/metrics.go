@@ -22,6 +22,7 @@ type Metrics struct {
 	kept              prometheus.Counter
 	partials          prometheus.Counter
 	noRoom            prometheus.Counter
+	mismatches        prometheus.Counter
 	quarantined       prometheus.Gauge
 }
 
@@ -60,6 +61,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		kept:         counter("level0_blocks_kept_total", "Superseded level-0 blocks that were moved to where master data is kept."),
 		partials:     counter("partial_uploads_deleted_total", "Abandoned uploads that were deleted."),
 		noRoom:       counter("jobs_without_room_total", "Batch jobs that failed at once because the local disk has too little room for them."),
+		mismatches:   counter("mismatches_total", "Blocks that were written and found to differ from what they were made of, before they replaced anything."),
 		quarantined: f.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_batch_blocks_quarantined", Help: "Blocks that cannot be read and take part in no job.",
 		}),

@@ -244,9 +244,10 @@ func (e *execution) rebuild(ctx context.Context, m block.Meta, res *Recomputed, 
 		}
 		e.open[in.ULID] = b
 	}
-	m, err = e.write(ctx, m, window{min: m.MinTime, max: m.MaxTime})
+	var digest block.Digest
+	m, err = e.write(ctx, m, window{min: m.MinTime, max: m.MaxTime}, &digest)
 	if err != nil {
-		return err
+		return e.noteMismatch(err)
 	}
 	dir := filepath.Join(e.o.ScratchDir, m.ULID.String())
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
@@ -259,7 +260,7 @@ func (e *execution) rebuild(ctx context.Context, m block.Meta, res *Recomputed, 
 	if err := e.stillThere(ctx, res.Block.ULID); err != nil {
 		return err
 	}
-	if err := block.Upload(ctx, e.o.Bucket, dir); err != nil {
+	if err := e.uploadChecked(ctx, dir, digest.Sum()); err != nil {
 		return err
 	}
 	res.Replacement = m.ULID

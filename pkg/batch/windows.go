@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb/index"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/merge"
 )
 
 // windows returns the windows of the job's outputs, in order of time: those in which an input has samples. An input that
@@ -83,10 +84,28 @@ func scan(ctx context.Context, b *block.Block, width int64, found map[window]str
 	return set.Err()
 }
 
-// countedInput counts the series that are read.
+// inputCount is what was read of an input for an output.
+type inputCount struct {
+	meta                    block.Meta
+	whole                   bool // all of it was to be read
+	series, chunks, samples uint64
+}
+
+// check compares the count with the input's meta, which was made when the input was written.
+func (c *inputCount) check() error {
+	want := c.meta.Stats
+	if !c.whole || c.series == want.NumSeries && c.chunks == want.NumChunks && c.samples == want.NumSamples {
+		return nil
+	}
+	return fmt.Errorf("%w: of block %s, %d series, %d chunks and %d samples were read, its %s tells of %d, %d and %d", merge.ErrDiffers, c.meta.ULID,
+		c.series, c.chunks, c.samples, block.MetaFilename, want.NumSeries, want.NumChunks, want.NumSamples)
+}
+
+// countedInput counts what is read.
 type countedInput struct {
 	*block.Block
-	seen *atomic.Int64
+	seen  *atomic.Int64
+	count *inputCount
 }
 
 func (c countedInput) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
@@ -94,12 +113,12 @@ func (c countedInput) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, erro
 	if err != nil {
 		return nil, err
 	}
-	return countedQuerier{ChunkQuerier: q, seen: c.seen}, nil
+	return countedQuerier{ChunkQuerier: q, in: c}, nil
 }
 
 type countedQuerier struct {
 	storage.ChunkQuerier
-	seen *atomic.Int64
+	in countedInput
 }
 
 func (q countedQuerier) Select(ctx context.Context, sorted bool, hints *storage.SelectHints, ms ...*labels.Matcher) storage.ChunkSeriesSet {
@@ -107,15 +126,25 @@ func (q countedQuerier) Select(ctx context.Context, sorted bool, hints *storage.
 	if hints != nil && hints.Func == "series" {
 		return set // labels only, a first pass
 	}
-	return countedSet{ChunkSeriesSet: set, seen: q.seen}
+	return &countedSet{ChunkSeriesSet: set, in: q.in}
 }
 
 type countedSet struct {
 	storage.ChunkSeriesSet
-	seen *atomic.Int64
+	in  countedInput
+	its chunks.Iterator
 }
 
-func (s countedSet) Next() bool {
-	s.seen.Add(1)
-	return s.ChunkSeriesSet.Next()
+func (s *countedSet) Next() bool {
+	if !s.ChunkSeriesSet.Next() {
+		return false
+	}
+	s.in.seen.Add(1)
+	s.in.count.series++
+	s.its = s.At().Iterator(s.its)
+	for s.its.Next() {
+		s.in.count.chunks++
+		s.in.count.samples += uint64(s.its.At().Chunk.NumSamples())
+	}
+	return true
 }

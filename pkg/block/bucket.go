@@ -26,6 +26,12 @@ func slashed(name string) string { return strings.ReplaceAll(name, `\`, "/") }
 // Upload copies the block in dir to a bucket: all files with their sizes checked, meta.json last, so that the block exists
 // when it is complete. A block that the bucket already has is left as it is; after an error the call can be repeated.
 func Upload(ctx context.Context, bkt objstore.Bucket, dir string) error {
+	return UploadChecked(ctx, bkt, dir, func(context.Context, Meta) error { return nil })
+}
+
+// UploadChecked is Upload with a check of what is in the bucket before meta.json makes it a block. Its error ends the upload. It is
+// not called for a block that the bucket already has.
+func UploadChecked(ctx context.Context, bkt objstore.Bucket, dir string, check func(context.Context, Meta) error) error {
 	m, err := ReadMeta(dir)
 	if err != nil {
 		return fmt.Errorf("upload block in %s: %w", dir, err)
@@ -33,13 +39,13 @@ func Upload(ctx context.Context, bkt objstore.Bucket, dir string) error {
 	if len(m.Thanos.Labels) == 0 {
 		return fmt.Errorf("upload block %s: it has no external labels", m.ULID)
 	}
-	if err := upload(ctx, bkt, dir, &m); err != nil {
+	if err := upload(ctx, bkt, dir, &m, check); err != nil {
 		return fmt.Errorf("upload block %s: %w", m.ULID, err)
 	}
 	return nil
 }
 
-func upload(ctx context.Context, bkt objstore.Bucket, dir string, m *Meta) error {
+func upload(ctx context.Context, bkt objstore.Bucket, dir string, m *Meta, check func(context.Context, Meta) error) error {
 	metaName := path.Join(m.ULID.String(), MetaFilename)
 	if there, err := bkt.Exists(ctx, metaName); err != nil || there {
 		return err
@@ -60,6 +66,9 @@ func upload(ctx context.Context, bkt objstore.Bucket, dir string, m *Meta) error
 		if err := uploadFile(ctx, bkt, dir, m.ULID, MetadataFilename, size); err != nil {
 			return err
 		}
+	}
+	if err := check(ctx, *m); err != nil {
+		return err
 	}
 	raw, err := os.ReadFile(filepath.Join(dir, MetaFilename))
 	if err != nil {

@@ -70,6 +70,8 @@ type verifier struct {
 	segs  map[int64]*fileStream // where the checks of chunks are
 	stats tsdb.BlockStats
 
+	digest *Digest // not nil: of the chunks, in place of decoding them
+
 	series string // the one that is being looked at
 	last   labels.Labels
 	chunk  chunks.ChunkRef // the last one seen
@@ -109,13 +111,19 @@ func (v *verifier) judge(file string, off int64, err error) error {
 	return err
 }
 
-func (v *verifier) run() (err error) {
+func (v *verifier) run() error {
+	var err error
 	if v.meta, err = fetchMeta(v.ctx, v.bkt, v.id); err == nil {
 		err = readable(&v.meta)
 	}
 	if err != nil {
 		return v.judge(MetaFilename, -1, err)
 	}
+	return v.content()
+}
+
+// content checks everything that the meta tells of.
+func (v *verifier) content() (err error) {
 	if ok, err := v.checkSizes(); err != nil || !ok {
 		return err
 	}

@@ -48,10 +48,34 @@ func (v *verifier) checkChunk(c chunks.Meta) error {
 	if err != nil {
 		return v.judge(name, off, err)
 	}
+	if v.digest != nil {
+		return v.digestChunk(c, name, off, b)
+	}
 	if problem := v.checkSamples(c, b); problem != "" {
 		return v.find(name, off, "%s", problem)
 	}
 	return nil
+}
+
+// digestChunk counts what a chunk says that it holds.
+func (v *verifier) digestChunk(c chunks.Meta, name string, off int64, b []byte) error {
+	e := chunkenc.Encoding(b[0])
+	v.digest.chunk(c, e, b[1:])
+	chk, err := chunkenc.FromData(e, b[1:])
+	if err != nil || len(b) < 3 {
+		return v.find(name, off, "chunk of encoding %d with %d bytes: %v", e, len(b)-1, err)
+	}
+	v.count(chk, chk.NumSamples())
+	return nil
+}
+
+func (v *verifier) count(chk chunkenc.Chunk, samples int) {
+	v.stats.NumSamples += uint64(samples)
+	if isHistogram(chk.Encoding()) {
+		v.stats.NumHistogramSamples += uint64(samples)
+	} else {
+		v.stats.NumFloatSamples += uint64(samples)
+	}
 }
 
 // readChunk returns encoding and data of the chunk at off, from the stream of its file: chunks lie in the order of the series.
@@ -105,12 +129,7 @@ func (v *verifier) checkSamples(c chunks.Meta, b []byte) (problem string) {
 	case last != c.MaxTime:
 		return fmt.Sprintf("last sample is at %d, the index says %d", last, c.MaxTime)
 	}
-	v.stats.NumSamples += uint64(n)
-	if isHistogram(chk.Encoding()) {
-		v.stats.NumHistogramSamples += uint64(n)
-	} else {
-		v.stats.NumFloatSamples += uint64(n)
-	}
+	v.count(chk, n)
 	return ""
 }
 

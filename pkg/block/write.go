@@ -35,6 +35,11 @@ type WriteOptions struct {
 	SegmentSize int64
 	// Encode says what chunks look like that have to be encoded anew.
 	Encode merge.EncodeOptions
+	// Check compares the samples of each series with those of the inputs, which then must give their chunks more than once. A
+	// difference is a merge.ErrDiffers.
+	Check bool
+	// Digest, if given, takes what is written, for ReadBack.
+	Digest *Digest
 }
 
 // tmpSuffix is that of a block's folder while it is being written.
@@ -49,11 +54,12 @@ const tmpSuffix = ".tmp"
 // the families of the metrics written goes along; the later input wins.
 //
 // The block appears complete and synced, by a rename, or not at all; without samples in range there is none, and ErrEmpty.
-// If dir has a block of this ULID already, its meta is returned: who writes under the same ULID again writes the same block.
+// If dir has a block of this ULID already, its meta is returned: who writes under the same ULID again writes the same block. With a
+// digest it is written anew.
 // Memory does not grow with the number of samples; for each distinct string in labels some is taken.
 func Write(ctx context.Context, dir string, m Meta, inputs []Input, o WriteOptions) (Meta, error) {
 	final := filepath.Join(dir, m.ULID.String())
-	if old, err := OpenLocal(final); err == nil {
+	if old, err := OpenLocal(final); err == nil && o.Digest == nil {
 		return old.Meta(), old.Close()
 	}
 	w := &writer{ctx: ctx, dir: final + tmpSuffix, meta: m, inputs: inputs, o: o, metrics: map[string]struct{}{}}
@@ -96,6 +102,7 @@ type writer struct {
 	mint, maxt int64 // of the samples written
 	stats      tsdb.BlockStats
 	sizes      IndexStats
+	comparer   merge.Comparer
 
 	metrics    map[string]struct{} // names of the series written
 	lastMetric string
@@ -289,6 +296,11 @@ func (w *writer) writeSeries() error {
 		if err := it.Err(); err != nil {
 			return fmt.Errorf("merge series %s: %w", lset, err)
 		}
+		if w.o.Check {
+			if err := w.comparer.Compare(series, w.meta.MinTime, w.meta.MaxTime-1, chks, w.o.Encode); err != nil {
+				return fmt.Errorf("check series %s: %w", lset, err)
+			}
+		}
 		if len(chks) == 0 {
 			continue
 		}
@@ -306,6 +318,9 @@ func (w *writer) addSeries(ref storage.SeriesRef, lset labels.Labels, chks []chu
 	}
 	if err := w.index.AddSeries(ref, lset, chks...); err != nil {
 		return err
+	}
+	if w.o.Digest != nil {
+		w.o.Digest.add(lset, chks)
 	}
 	w.noteMetric(lset)
 	w.stats.NumSeries++

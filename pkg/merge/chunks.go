@@ -13,7 +13,8 @@ import (
 // Chunks merges series of the same labels, in order of precedence (later wins), and yields chunks that are sorted by time,
 // do not overlap, and hold exactly the samples with mint ≤ t ≤ maxt. An input chunk that overlaps no other and lies within
 // [mint, maxt] is passed through untouched (its Ref too), unless o asks for something else; all others are encoded anew, as
-// the iterator advances. Each input's chunks are sorted by time and have data.
+// the iterator advances. A chunk of histograms, passed or not, that does not follow on the one before it in its input says
+// nothing of counter resets any more. Each input's chunks are sorted by time and have data.
 func Chunks(series []storage.ChunkSeries, mint, maxt int64, o EncodeOptions) chunks.Iterator {
 	m := &chunkMerger{mint: mint, maxt: maxt, o: o, inputs: make([]chunkInput, len(series))}
 	for i, s := range series {
@@ -26,6 +27,7 @@ func Chunks(series []storage.ChunkSeries, mint, maxt int64, o EncodeOptions) chu
 type chunkInput struct {
 	it   chunks.Iterator
 	meta chunks.Meta
+	n    int // of chunks up to this one
 }
 
 // chunkMerger collects clusters (chunks that are connected by overlaps) from its inputs, each of which is then passed on or
@@ -39,6 +41,8 @@ type chunkMerger struct {
 	started bool
 	peeked  *cluster
 	enc     chunks.Iterator // Yields the cluster that is being encoded.
+	begins  bool            // Nothing of it has been yielded yet.
+	last    member          // The chunk that was passed on last; none where that was encoded.
 	cur     chunks.Meta
 	err     error
 }
@@ -50,8 +54,7 @@ func (m *chunkMerger) Next() bool {
 	for m.err == nil {
 		if m.enc != nil {
 			if m.enc.Next() {
-				m.cur = m.enc.At()
-				return true
+				return m.yield(m.enc.At(), m.begins)
 			}
 			m.err = m.enc.Err()
 			m.enc = nil
@@ -62,18 +65,62 @@ func (m *chunkMerger) Next() bool {
 			return false
 		}
 		m.join(c)
-		if len(c.members) == 1 && m.passes(c.members[0].meta) {
-			m.cur = c.members[0].meta
-			return true
+		if n := c.members[0]; len(c.members) == 1 && m.passes(n.meta) {
+			follows := m.last.n > 0 && m.last.input == n.input && m.last.n+1 == n.n
+			m.last = n
+			return m.yield(n.meta, !follows)
 		}
-		m.enc = Encode(m.samples(c), m.o)
+		m.enc, m.begins, m.last = Encode(m.samples(c), m.o), true, member{}
 	}
 	return false
+}
+
+// yield makes meta the current chunk, without what it says of counter resets if the chunk before it is another than it was.
+func (m *chunkMerger) yield(meta chunks.Meta, forget bool) bool {
+	m.begins = false
+	if forget {
+		meta, m.err = forgetReset(meta)
+	}
+	m.cur = meta
+	return m.err == nil
+}
+
+// resetHeader returns the byte in a chunk of histograms that has what is known of a counter reset before it.
+func resetHeader(e chunkenc.Encoding) (at int, ok bool) {
+	switch e {
+	case chunkenc.EncHistogram, chunkenc.EncFloatHistogram:
+		return 2, true
+	case chunkenc.EncHistogramST, chunkenc.EncFloatHistogramST:
+		return 0, true
+	}
+	return 0, false
+}
+
+// forgetReset returns a chunk that leaves it open whether there was a counter reset before it. Gauges stay gauges.
+func forgetReset(meta chunks.Meta) (chunks.Meta, error) {
+	at, ok := resetHeader(meta.Chunk.Encoding())
+	if !ok {
+		return meta, nil
+	}
+	b := meta.Chunk.Bytes()
+	switch chunkenc.CounterResetHeader(b[at] & chunkenc.CounterResetHeaderMask) {
+	case chunkenc.UnknownCounterReset, chunkenc.GaugeType:
+		return meta, nil
+	}
+	b = bytes.Clone(b)
+	b[at] &^= chunkenc.CounterResetHeaderMask
+	chk, err := chunkenc.FromData(meta.Chunk.Encoding(), b)
+	if err != nil {
+		return meta, fmt.Errorf("copy chunk at %d: %w", meta.MinTime, err)
+	}
+	meta.Chunk = chk
+	return meta, nil
 }
 
 // member is a chunk of a cluster, with the precedence of the input that it is from.
 type member struct {
 	input int
+	n     int // as in chunkInput
 	meta  chunks.Meta
 }
 
@@ -103,7 +150,7 @@ func (m *chunkMerger) next() *cluster {
 		if meta.MinTime > c.maxt {
 			break
 		}
-		c.add(member{input: top, meta: meta})
+		c.add(member{input: top, n: m.inputs[top].n, meta: meta})
 		m.advanceTop()
 	}
 	if m.err != nil {
@@ -210,6 +257,7 @@ func (m *chunkMerger) advance(i int) bool {
 	in := &m.inputs[i]
 	for in.it.Next() {
 		in.meta = in.it.At()
+		in.n++
 		if in.meta.MinTime > m.maxt {
 			return false
 		}

@@ -104,9 +104,28 @@ func TestChunksHoldTheSameSamples(t *testing.T) {
 				require.LessOrEqual(t, meta.Chunk.NumSamples(), MaxFloats)
 			}
 		}
+		requireNoResetMissed(t, got)
 		it := Series(listSeries(metas...)).Iterator(nil)
 		requireTruthfulHints(t, read(t, it, it.Next()))
 	})
+}
+
+// requireNoResetMissed checks that no sample denies a counter reset that a comparison with the one before would find, as readers
+// see it that trust what chunks say of those before them.
+func requireNoResetMissed(t testing.TB, s []sample) {
+	t.Helper()
+	for i := range s {
+		fh := floatOf(s[i])
+		if fh == nil || fh.CounterResetHint != histogram.NotCounterReset {
+			continue
+		}
+		require.Positive(t, i)
+		prev := floatOf(s[i-1])
+		require.NotNil(t, prev, "sample after a float at %d denies a reset", s[i].t)
+		free := fh.Copy()
+		free.CounterResetHint = histogram.UnknownCounterReset
+		require.False(t, free.DetectReset(prev), "hint at %d", s[i].t)
+	}
 }
 
 func TestMergingIsAssociative(t *testing.T) {

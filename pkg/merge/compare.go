@@ -1,0 +1,242 @@
+package merge
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/model/value"
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+)
+
+// ErrDiffers says that merged chunks do not hold what their inputs do.
+var ErrDiffers = errors.New("merged samples differ from their inputs")
+
+// Comparer checks what Chunks made of series against the series, by another way: chunks that are an input's byte for byte, and
+// meet no other, are not decoded; of all others the samples are compared one by one. The zero value is ready; it is for one
+// goroutine, and keeps buffers from call to call.
+type Comparer struct {
+	in   []member
+	its  chunks.Iterator
+	it   chunkenc.Iterator
+	want []taken
+}
+
+// taken is a sample and the input that it is from.
+type taken struct {
+	input int
+	reading
+}
+
+// reading is a decoded sample of any type.
+type reading struct {
+	t, st int64
+	vt    chunkenc.ValueType
+	f     float64
+	h     *histogram.Histogram
+	fh    *histogram.FloatHistogram
+}
+
+// Compare checks that out are sorted chunks that do not overlap, with exactly the samples of series that lie in [mint, maxt], the
+// later input's where several have one at the same time. The error is ErrDiffers, or that of an input.
+func (c *Comparer) Compare(series []storage.ChunkSeries, mint, maxt int64, out []chunks.Meta, o EncodeOptions) error {
+	if err := c.collect(series, mint, maxt); err != nil {
+		return err
+	}
+	in := c.in
+	for len(in)+len(out) > 0 {
+		nIn, nOut := region(in, out)
+		if err := c.compareRegion(in[:nIn], out[:nOut], mint, maxt, o); err != nil {
+			return err
+		}
+		in, out = in[nIn:], out[nOut:]
+	}
+	return nil
+}
+
+// collect gathers the inputs' chunks in order of their start.
+func (c *Comparer) collect(series []storage.ChunkSeries, mint, maxt int64) error {
+	c.in = c.in[:0]
+	sorted := true
+	for i, s := range series {
+		c.its = s.Iterator(c.its)
+		for c.its.Next() {
+			m := c.its.At()
+			if m.MaxTime < mint || m.MinTime > maxt {
+				continue
+			}
+			if n := len(c.in); n > 0 && m.MinTime < c.in[n-1].meta.MinTime {
+				sorted = false
+			}
+			c.in = append(c.in, member{input: i, meta: m})
+		}
+		if err := c.its.Err(); err != nil {
+			return err
+		}
+	}
+	if !sorted {
+		slices.SortStableFunc(c.in, func(a, b member) int { return cmp.Compare(a.meta.MinTime, b.meta.MinTime) })
+	}
+	return nil
+}
+
+// region returns how many of the first chunks of both are connected by overlaps.
+func region(in []member, out []chunks.Meta) (nIn, nOut int) {
+	end := int64(math.MaxInt64)
+	if len(in) > 0 {
+		end = in[0].meta.MinTime
+	}
+	if len(out) > 0 {
+		end = min(end, out[0].MinTime)
+	}
+	for {
+		switch {
+		case nIn < len(in) && in[nIn].meta.MinTime <= end:
+			end = max(end, in[nIn].meta.MaxTime)
+			nIn++
+		case nOut < len(out) && out[nOut].MinTime <= end:
+			end = max(end, out[nOut].MaxTime)
+			nOut++
+		default:
+			return nIn, nOut
+		}
+	}
+}
+
+func (c *Comparer) compareRegion(in []member, out []chunks.Meta, mint, maxt int64, o EncodeOptions) error {
+	for i, m := range out {
+		if m.MinTime > m.MaxTime || m.MinTime < mint || m.MaxTime > maxt || i > 0 && m.MinTime <= out[i-1].MaxTime {
+			return fmt.Errorf("%w: chunk from %d to %d is out of place", ErrDiffers, m.MinTime, m.MaxTime)
+		}
+	}
+	if len(out) == 1 && !slices.ContainsFunc(in, func(n member) bool { return !copied(n.meta, out[0]) }) && len(in) > 0 {
+		return nil
+	}
+	if err := c.expect(in, mint, maxt); err != nil {
+		return err
+	}
+	n := 0
+	for _, m := range out {
+		first := true
+		err := c.decode(m, func(got reading) error {
+			switch {
+			case first && got.t != m.MinTime || got.t > m.MaxTime:
+				return fmt.Errorf("%w: chunk from %d to %d has a sample at %d", ErrDiffers, m.MinTime, m.MaxTime, got.t)
+			case n == len(c.want):
+				return fmt.Errorf("%w: no input has the sample at %d", ErrDiffers, got.t)
+			case !c.want[n].equal(got, o.StartTimestamps):
+				return fmt.Errorf("%w: the sample at %d is not the one at %d of the inputs", ErrDiffers, got.t, c.want[n].t)
+			}
+			first = false
+			n++
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if n == 0 || c.want[n-1].t != m.MaxTime {
+			return fmt.Errorf("%w: chunk from %d to %d does not end there", ErrDiffers, m.MinTime, m.MaxTime)
+		}
+	}
+	if n < len(c.want) {
+		return fmt.Errorf("%w: the sample at %d is missing", ErrDiffers, c.want[n].t)
+	}
+	return nil
+}
+
+// copied says whether out is in's chunk. Of a histogram's, the header may have lost what it said of counter resets.
+func copied(in, out chunks.Meta) bool {
+	if in.MinTime != out.MinTime || in.MaxTime != out.MaxTime || in.Chunk.Encoding() != out.Chunk.Encoding() {
+		return false
+	}
+	a, b := in.Chunk.Bytes(), out.Chunk.Bytes()
+	if len(a) != len(b) {
+		return false
+	}
+	if &a[0] == &b[0] || bytes.Equal(a, b) {
+		return true
+	}
+	i, ok := resetHeader(in.Chunk.Encoding())
+	return ok && b[i]&chunkenc.CounterResetHeaderMask == 0 && a[i]&^chunkenc.CounterResetHeaderMask == b[i] &&
+		bytes.Equal(a[:i], b[:i]) && bytes.Equal(a[i+1:], b[i+1:])
+}
+
+// expect decodes the inputs' samples in range and keeps those that win.
+func (c *Comparer) expect(in []member, mint, maxt int64) error {
+	c.want = c.want[:0]
+	for _, n := range in {
+		err := c.decode(n.meta, func(s reading) error {
+			if s.t >= mint && s.t <= maxt {
+				c.want = append(c.want, taken{input: n.input, reading: s})
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	// Of one input's samples at the same time, which should not be, the one of the chunk that starts later wins.
+	slices.SortStableFunc(c.want, func(a, b taken) int {
+		return cmp.Or(cmp.Compare(a.t, b.t), a.input-b.input)
+	})
+	kept := c.want[:0]
+	for i, s := range c.want {
+		if i+1 == len(c.want) || c.want[i+1].t != s.t {
+			kept = append(kept, s)
+		}
+	}
+	c.want = kept
+	return nil
+}
+
+// decode calls f with every sample of a chunk.
+func (c *Comparer) decode(m chunks.Meta, f func(reading) error) error {
+	c.it = m.Chunk.Iterator(c.it)
+	for vt := c.it.Next(); vt != chunkenc.ValNone; vt = c.it.Next() {
+		s := reading{vt: vt, st: c.it.AtST()}
+		switch vt {
+		case chunkenc.ValFloat:
+			s.t, s.f = c.it.At()
+		case chunkenc.ValHistogram:
+			s.t, s.h = c.it.AtHistogram(nil)
+		case chunkenc.ValFloatHistogram:
+			s.t, s.fh = c.it.AtFloatHistogram(nil)
+		}
+		if err := f(s); err != nil {
+			return err
+		}
+	}
+	return c.it.Err()
+}
+
+// equal compares all but what a sample says of the one before it. Histograms may have empty buckets more or less.
+func (s reading) equal(o reading, withST bool) bool {
+	if s.t != o.t || s.vt != o.vt || withST && s.st != o.st {
+		return false
+	}
+	switch s.vt {
+	case chunkenc.ValHistogram:
+		return alike(s.h.Sum, o.h.Sum, s.h.CounterResetHint, o.h.CounterResetHint, func() bool {
+			return s.h.Copy().Compact(0).Equals(o.h.Copy().Compact(0))
+		})
+	case chunkenc.ValFloatHistogram:
+		return alike(s.fh.Sum, o.fh.Sum, s.fh.CounterResetHint, o.fh.CounterResetHint, func() bool {
+			return s.fh.Copy().Compact(0).Equals(o.fh.Copy().Compact(0))
+		})
+	}
+	return math.Float64bits(s.f) == math.Float64bits(o.f)
+}
+
+// alike compares what is said of two histograms, and then their buckets. Of a stale marker, nothing but the sum counts.
+func alike(sumA, sumB float64, hintA, hintB histogram.CounterResetHint, buckets func() bool) bool {
+	if value.IsStaleNaN(sumA) || value.IsStaleNaN(sumB) {
+		return value.IsStaleNaN(sumA) && value.IsStaleNaN(sumB)
+	}
+	return (hintA == histogram.GaugeType) == (hintB == histogram.GaugeType) && buckets()
+}
