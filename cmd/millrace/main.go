@@ -53,6 +53,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	b.runFlags(batchRun)
 	b.recomputeFlags(batchRecompute)
 	b.verifyFlags(verify)
+	var imp importCommand
+	imports := imp.commands(app)
 	versionCmd := app.Command("version", "Print the version.")
 
 	expanded, err := engine.ParseArgs(args)
@@ -62,6 +64,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	command, err := app.Parse(expanded)
 	if err != nil {
 		return fmt.Errorf("%w; try '%s --help'", err, understood(app, expanded))
+	}
+	if do, ok := imports[command]; ok {
+		return imp.run(ctx, do, stdout, stderr)
 	}
 	switch command {
 	case serve.FullCommand():

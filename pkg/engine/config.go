@@ -132,7 +132,7 @@ func (c *Config) storageFlags(cmd flagger) {
 	bytesVar(cmd.Flag("storage.local-limit", "Most bytes of log and local blocks that wait for the bucket; beyond it writes get 503."), 20<<30, &c.Storage.LocalLimit)
 	durationVar(cmd.Flag("storage.retention.time", "How long samples are kept; 0 is for ever."), 0, &c.Storage.Retention)
 	cmd.Flag("storage.start-timestamps", "Keep start timestamps, in chunk encodings that Prometheus before 3.10, Thanos and Mimir cannot read.").BoolVar(&c.Storage.StartTimestamps)
-	named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*labelsValue)(&c.Storage.ExternalLabels))
+	named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*Labels)(&c.Storage.ExternalLabels))
 	durationVar(cmd.Flag("speed.seal-interval", "A generation is sealed at multiples of this time."), 30*time.Minute, &c.Speed.SealInterval)
 	bytesVar(cmd.Flag("speed.memory-limit", "Most memory for samples that are not in blocks yet; writes beyond it have to wait. A generation is sealed when it holds a quarter. At least 16MB; 0 is half of the memory limit."), 0, &c.Speed.MemoryLimit)
 	named(cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept, across restarts; 0 keeps none.").Default("100000"), (*int64Value)(&c.Speed.Exemplars))
@@ -223,10 +223,14 @@ func (s StorageConfig) walSync() (every bool, interval time.Duration, err error)
 	return false, 0, fmt.Errorf("--storage.wal-sync=%q: must be 'every' or 'interval:DURATION', for example 'interval:100ms'", s.WALSync)
 }
 
-// externalLabels are the labels that blocks carry: the user's, or one constant, as Thanos wants them not to be empty.
-func (s StorageConfig) externalLabels() map[string]string {
-	if len(s.ExternalLabels) > 0 {
-		return s.ExternalLabels
+// externalLabels are the labels that blocks carry.
+func (s StorageConfig) externalLabels() map[string]string { return WriterLabels(s.ExternalLabels) }
+
+// WriterLabels are the external labels of the blocks of a server with those that its user has set: these, or one constant, as Thanos
+// wants them not to be empty.
+func WriterLabels(set map[string]string) map[string]string {
+	if len(set) > 0 {
+		return set
 	}
 	return map[string]string{"millrace": "main"}
 }

@@ -182,17 +182,18 @@ func (l *listValue) Set(s string) error {
 func (l *listValue) String() string     { return strings.Join(*l, ",") }
 func (l *listValue) IsCumulative() bool { return true }
 
-// labelsValue collects name=value pairs.
-type labelsValue map[string]string
+// Labels is the value of a flag that collects name=value pairs.
+type Labels map[string]string
 
-func (l *labelsValue) Set(s string) error {
+// Set implements kingpin.Value.
+func (l *Labels) Set(s string) error {
 	for pair := range strings.SplitSeq(s, ",") {
 		name, value, ok := strings.Cut(pair, "=")
 		if !ok || value == "" || !model.LegacyValidation.IsValidLabelName(name) || name == model.MetricNameLabel {
 			return fmt.Errorf("%q: must be name=value with a valid label name", pair)
 		}
 		if *l == nil {
-			*l = labelsValue{}
+			*l = Labels{}
 		}
 		if earlier, ok := (*l)[name]; ok && earlier != value {
 			return fmt.Errorf("label %q has the value %q already", name, earlier)
@@ -202,7 +203,7 @@ func (l *labelsValue) Set(s string) error {
 	return nil
 }
 
-func (l *labelsValue) String() string {
+func (l *Labels) String() string {
 	var out []string
 	for k, v := range *l {
 		out = append(out, k+"="+v)
@@ -211,4 +212,5 @@ func (l *labelsValue) String() string {
 	return strings.Join(out, ",")
 }
 
-func (l *labelsValue) IsCumulative() bool { return true }
+// IsCumulative tells kingpin that the flag may be given more than once.
+func (l *Labels) IsCumulative() bool { return true }

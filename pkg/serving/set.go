@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"github.com/prometheus/prometheus/storage"
+
+	"github.com/millrace/millrace/pkg/block"
 )
 
 // Source is a part of the data that can be queried by itself: a generation or a block. It is compared by identity, so it must be a
@@ -14,7 +16,7 @@ type Source interface {
 	// Layer is Speed for a generation and for a local block that the bucket does not hold yet, Batch for a block in the bucket.
 	Layer() Layer
 	// Generations is the range of generations that went into the source. Of two sources that have the same sample, the one with the
-	// higher max wins, then the one with the higher min.
+	// higher max wins, then the one with the higher min; of two that are blocks, then the one that block.Compare puts later.
 	Generations() (minGen, maxGen uint64)
 	// MinTime and MaxTime bound the samples' timestamps, both inclusive, in milliseconds. MinTime is above MaxTime when there is no sample.
 	MinTime() int64
@@ -89,8 +91,20 @@ func (s *Set) Replace(remove []Source, add []Entry) {
 func comparePrecedence(a, b *member) int {
 	aMin, aMax := a.Generations()
 	bMin, bMax := b.Generations()
-	return cmp.Or(cmp.Compare(aMax, bMax), cmp.Compare(aMin, bMin))
+	if c := cmp.Or(cmp.Compare(aMax, bMax), cmp.Compare(aMin, bMin)); c != 0 {
+		return c
+	}
+	// Imported blocks are all of one generation; compactions merge them in the order of block.Compare.
+	x, xOK := a.Source.(describedBlock)
+	y, yOK := b.Source.(describedBlock)
+	if xOK && yOK {
+		return block.Compare(x.Meta(), y.Meta())
+	}
+	return 0
 }
+
+// describedBlock is a source that is a block.
+type describedBlock interface{ Meta() block.Meta }
 
 // unpin takes a pin off v and returns the members that nothing holds any more. The lock is held.
 func (*Set) unpin(v *version) (freed []*member) {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/millrace/millrace/pkg/block"
 )
 
 func TestSetReleasesARemovedSourceWithItsLastPin(t *testing.T) {
@@ -36,6 +38,37 @@ func TestSetOrdersByPrecedence(t *testing.T) {
 	set := NewSet()
 	set.Replace(nil, []Entry{{Source: c}, {Source: b}, {Source: a}, {Source: a}, {Source: d}})
 	require.Equal(t, []Source{d, a, b, c}, set.Sources())
+}
+
+// blockSource is a source that is a block.
+type blockSource struct {
+	*fakeSource
+	meta block.Meta
+}
+
+func (s *blockSource) Meta() block.Meta { return s.meta }
+
+// Blocks of one generation are in one order, however they came: that in which compactions merge them.
+func TestSetOrdersBlocksOfAGenerationAsCompactionsDo(t *testing.T) {
+	source := func(level int, id byte) *blockSource {
+		s := &blockSource{fakeSource: &fakeSource{}}
+		s.meta.ULID[15] = id
+		s.meta.SetExtension(level, 0, 0)
+		return s
+	}
+	a, b, c := source(1, 2), source(1, 3), source(2, 1)
+	own := &fakeSource{gens: [2]uint64{1, 1}}
+	for _, order := range [][]Entry{
+		{{Source: a}, {Source: b}, {Source: c}, {Source: own}},
+		{{Source: own}, {Source: c}, {Source: b}, {Source: a}},
+		{{Source: b}, {Source: own}, {Source: a}, {Source: c}},
+	} {
+		set := NewSet()
+		for _, e := range order {
+			set.Replace(nil, []Entry{e})
+		}
+		require.Equal(t, []Source{a, b, c, own}, set.Sources())
+	}
 }
 
 // A reader must never see a source whose release func was called, nor two sources that never were there together.

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/alecthomas/kingpin/v2"
+
+	"github.com/millrace/millrace/pkg/engine"
+	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/migrate"
+)
+
+// importCommand brings the history of others into the bucket.
+type importCommand struct {
+	bucket      bucketCommand
+	labels      map[string]string
+	scratch     string
+	skipInvalid bool
+	limits      ingest.Limits
+	from, to    boundValue
+
+	directory, text string
+}
+
+// boundValue is the value of a flag for a moment, which may be left out.
+type boundValue struct{ ms *int64 }
+
+// Set implements kingpin.Value.
+func (b *boundValue) Set(s string) error {
+	var t timeValue
+	if err := t.Set(s); err != nil {
+		return err
+	}
+	b.ms = (*int64)(&t)
+	return nil
+}
+
+func (b *boundValue) String() string {
+	if b.ms == nil {
+		return ""
+	}
+	return (*timeValue)(b.ms).String()
+}
+
+// commands registers the kinds of imports and what runs them, by full name.
+func (c *importCommand) commands(app *kingpin.Application) map[string]func(context.Context, *migrate.Importer) error {
+	parent := app.Command("import", "Bring history from elsewhere into the bucket. What a server has accepted itself always wins over it. Can be stopped, and goes on when run again.")
+	blocks := parent.Command("blocks", "Import the blocks of a Prometheus server.")
+	blocks.Arg("directory", "Data directory of the server, or a snapshot of it.").Required().StringVar(&c.directory)
+	text := parent.Command("openmetrics", "Import text in the OpenMetrics format, with timestamps, compressed with gzip or not.")
+	text.Arg("file", "File with the text; without it, or with -, it is read from the standard input.").StringVar(&c.text)
+	for _, cmd := range []*kingpin.CmdClause{blocks, text} {
+		c.flags(cmd)
+	}
+	return map[string]func(context.Context, *migrate.Importer) error{
+		blocks.FullCommand(): func(ctx context.Context, im *migrate.Importer) error { return im.Blocks(ctx, c.directory) },
+		text.FullCommand():   c.importText,
+	}
+}
+
+func (c *importCommand) flags(cmd *kingpin.CmdClause) {
+	d := ingest.DefaultLimits()
+	c.bucket.flags(cmd)
+	cmd.Flag("external-label", "Label that names the server in the bucket, as name=value; repeatable. As given to 'millrace serve', so that the history joins what it has.").SetValue((*engine.Labels)(&c.labels))
+	cmd.Flag("import.scratch-path", "Existing folder for temporary files; by default the system's. It needs room for a day's samples, or for a text's.").Default(os.TempDir()).StringVar(&c.scratch)
+	cmd.Flag("skip-invalid", "Pass over series with labels that the server would refuse, and count them.").BoolVar(&c.skipInvalid)
+	cmd.Flag("min-time", "Import only samples from this time on: 2026-01-31T00:00:00Z, or seconds since 1970.").SetValue(&c.from)
+	cmd.Flag("max-time", "Import only samples up to this time.").SetValue(&c.to)
+	cmd.Flag("ingest.max-labels", "Most labels a series may have.").Default(fmt.Sprint(d.MaxLabels)).IntVar(&c.limits.MaxLabels)
+	cmd.Flag("ingest.max-label-name-length", "Longest name of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelName)).IntVar(&c.limits.MaxLabelName)
+	cmd.Flag("ingest.max-label-value-length", "Longest value of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelValue)).IntVar(&c.limits.MaxLabelValue)
+}
+
+func (c *importCommand) importText(ctx context.Context, im *migrate.Importer) error {
+	if c.text == "" || c.text == "-" {
+		return im.OpenMetrics(ctx, os.Stdin, "standard input", 0)
+	}
+	f, err := os.Open(c.text)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size := int64(0)
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+		size = info.Size()
+	}
+	return im.OpenMetrics(ctx, f, c.text, size)
+}
+
+// run does one import and says what it did.
+func (c *importCommand) run(ctx context.Context, do func(context.Context, *migrate.Importer) error, stdout, stderr io.Writer) (err error) {
+	bkt, err := c.bucket.open()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bkt.Close()) }()
+	terminal := asTerminal(stderr)
+	log := newLogger(clearing(stderr, terminal), "info", "logfmt")
+	im, err := migrate.Open(ctx, migrate.Options{
+		Bucket: bkt, Labels: engine.WriterLabels(c.labels), ScratchDir: c.scratch, Limits: c.limits, SkipInvalid: c.skipInvalid,
+		MinTime: c.from.ms, MaxTime: c.to.ms, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, im.Close()) }()
+	err = reporting(ctx, im.Progress(), terminal, log, func() error { return do(ctx, im) })
+	fmt.Fprintln(stdout, im.Summary())
+	switch {
+	case ctx.Err() != nil:
+		return errors.New("interrupted; what is in the bucket is consistent, and the same command goes on from there")
+	case err == nil && im.Summary().Blocks > 0:
+		fmt.Fprintln(stdout, "A running server sees it after its next look at the bucket, within --objstore.sync-interval (1m if not set).")
+	}
+	return err
+}
+
+// reporting does something and reports its progress meanwhile.
+func reporting(ctx context.Context, p *migrate.Progress, terminal io.Writer, log *slog.Logger, do func() error) error {
+	var wg sync.WaitGroup
+	ctx, stop := context.WithCancel(ctx)
+	wg.Go(func() { p.Report(ctx, terminal, log) })
+	err := do()
+	stop()
+	wg.Wait()
+	return err
+}
+
+// asTerminal returns w if a person sees it as it is written, nil otherwise.
+func asTerminal(w io.Writer) io.Writer {
+	if f, ok := w.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+			return w
+		}
+	}
+	return nil
+}
+
+// clearing puts what is logged in the place of a terminal's line of progress.
+func clearing(w, terminal io.Writer) io.Writer {
+	if terminal == nil {
+		return w
+	}
+	return clearingWriter{terminal}
+}
+
+type clearingWriter struct{ io.Writer }
+
+func (c clearingWriter) Write(b []byte) (int, error) {
+	if _, err := c.Writer.Write(append([]byte("\r\x1b[K"), b...)); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}

@@ -1,0 +1,209 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/tsdb"
+	"github.com/thanos-io/objstore"
+
+	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/merge"
+)
+
+const (
+	// joinBelow is the number of samples below which chunks are joined with their neighbours, as compactions do.
+	joinBelow = 100
+	// minSegment and maxSegment bound the size of chunk files, whose space is taken when they are begun.
+	minSegment = 4 << 20
+	maxSegment = 512 << 20
+	// cleanTimeout is how long a stopped import may take to remove what it has uploaded in part.
+	cleanTimeout = 10 * time.Second
+)
+
+// part is what one source has to say about a day or less.
+type part struct {
+	source  identity
+	name    string // for errors
+	span    span   // of its samples
+	samples float64
+	bytes   int64
+	inputs  []block.Input // in order of precedence
+}
+
+// output is a block to be made.
+type output struct {
+	window span
+	level  int
+	parts  []part
+	keys   []ulid.ULID
+	spans  []span // of the keys
+}
+
+// missing tells whether the bucket does not have yet what a source says about the window w. The key is that of the part of w
+// which is imported at all; without such there is nothing missing.
+func (im *Importer) missing(source identity, of, w span) (key ulid.ULID, missing bool) {
+	w = w.clip(im.bounds)
+	if !w.overlaps(of) {
+		return ulid.ULID{}, false
+	}
+	key = im.keys.of(source, w)
+	return key, !im.known[key]
+}
+
+// missingWindows are the 2 h windows of s of which something is missing. It counts the others.
+func (im *Importer) missingWindows(source identity, of, s span) []span {
+	var out []span
+	for _, w := range s.windows() {
+		switch key, missing := im.missing(source, of, w); {
+		case missing:
+			out = append(out, w)
+		case key != (ulid.ULID{}):
+			im.summary.Windows++
+		}
+	}
+	return out
+}
+
+// write brings what parts, in order of precedence, say about s into the bucket: as one block if s is a day of which the bucket has
+// nothing and which is no more than is worth losing when the import is stopped, otherwise as one for each 2 h window.
+func (im *Importer) write(ctx context.Context, s span, parts []part) error {
+	whole := s == aligned(s.from, dayMillis)
+	samples := 0.0
+	var fine []output
+	for _, w := range s.windows() {
+		o := output{window: w, level: 1}
+		for _, p := range parts {
+			key, missing := im.missing(p.source, p.span, w)
+			switch {
+			case missing:
+				o.add(p, key, p.span.clip(w).clip(im.bounds))
+				samples += p.samples * p.span.share(w)
+			case key != (ulid.ULID{}):
+				whole = false
+			}
+		}
+		if len(o.keys) > 0 {
+			fine = append(fine, o)
+		}
+	}
+	if whole && samples <= im.o.daySamples && len(fine) > 0 {
+		return im.put(ctx, oneDay(s, parts, fine))
+	}
+	for _, o := range fine {
+		if err := im.put(ctx, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *output) add(p part, key ulid.ULID, s span) {
+	o.parts, o.keys, o.spans = append(o.parts, p), append(o.keys, key), append(o.spans, s)
+}
+
+// oneDay is one output for all of a day's windows.
+func oneDay(day span, parts []part, windows []output) output {
+	o := output{window: day, level: 2, parts: parts}
+	for _, w := range windows {
+		o.keys, o.spans = append(o.keys, w.keys...), append(o.spans, w.spans...)
+	}
+	return o
+}
+
+// meta says where the block comes from. Its sources and parents are keys, never the ids of a Prometheus server's blocks: that would
+// delete its own ones if it ever met this.
+func (im *Importer) meta(o output) block.Meta {
+	var m block.Meta
+	m.Version = block.MetaVersion
+	m.ULID = im.keys.block(o.window, o.level, o.keys)
+	m.MinTime, m.MaxTime = o.window.from, o.window.to
+	m.Thanos.Labels = im.o.Labels
+	m.Compaction.Sources = append([]ulid.ULID{m.ULID}, o.keys...)
+	slices.SortFunc(m.Compaction.Sources, ulid.ULID.Compare)
+	for i, key := range o.keys {
+		m.Compaction.Parents = append(m.Compaction.Parents, tsdb.BlockDesc{ULID: key, MinTime: o.spans[i].from, MaxTime: o.spans[i].to})
+	}
+	m.SetExtension(o.level, 0, 0)
+	return m
+}
+
+// put makes a block and uploads it.
+func (im *Importer) put(ctx context.Context, o output) error {
+	var (
+		inputs []block.Input
+		bytes  float64
+		names  []string
+	)
+	for _, p := range o.parts {
+		for _, in := range p.inputs {
+			inputs = append(inputs, countedInput{Input: in, progress: &im.progress})
+		}
+		bytes += float64(p.bytes) * p.span.share(o.window)
+		names = append(names, p.name)
+	}
+	m, err := block.Write(ctx, im.scratch, im.meta(o), inputs, block.WriteOptions{
+		SegmentSize: min(maxSegment, max(minSegment, int64(bytes)+int64(bytes)/8)),
+		Encode:      merge.EncodeOptions{JoinBelow: joinBelow},
+	})
+	if errors.Is(err, block.ErrEmpty) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("import %s from %v: %w", o.window, slices.Compact(names), err)
+	}
+	dir := filepath.Join(im.scratch, m.ULID.String())
+	if err := im.upload(ctx, dir, m.ULID); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("clear scratch folder: %w", err)
+	}
+	for _, key := range m.Compaction.Sources {
+		im.known[key] = true
+	}
+	im.summary.Blocks++
+	im.summary.Samples += m.Stats.NumSamples
+	im.summary.Series = max(im.summary.Series, m.Stats.NumSeries)
+	im.summary.Bytes += uint64(m.Size())
+	return nil
+}
+
+// upload brings a block to the bucket. If that is stopped, nobody sees a part of it, and what there is of one is removed at once
+// where that is safe: a meta.json that is under way may still arrive, and must not come to a block without files.
+func (im *Importer) upload(ctx context.Context, dir string, id ulid.ULID) error {
+	bkt := &metaWatch{Bucket: im.o.Bucket}
+	err := block.Upload(ctx, bkt, dir)
+	if err == nil || bkt.begun {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+	defer cancel()
+	if there, e := im.o.Bucket.Exists(ctx, path.Join(id.String(), block.MetaFilename)); e != nil || there {
+		return err
+	}
+	if e := block.Delete(ctx, im.o.Bucket, id); e != nil {
+		im.log.Warn("what was uploaded of a block stays in the bucket, where nobody sees it, until the import is run again or batch jobs remove it", "block", id, "err", e)
+	}
+	return err
+}
+
+// metaWatch notices when the last upload of a block begins.
+type metaWatch struct {
+	objstore.Bucket
+	begun bool
+}
+
+// Upload implements objstore.Bucket.
+func (b *metaWatch) Upload(ctx context.Context, name string, r io.Reader, o ...objstore.ObjectUploadOption) error {
+	b.begun = b.begun || path.Base(name) == block.MetaFilename
+	return b.Bucket.Upload(ctx, name, r, o...)
+}
