@@ -29,6 +29,14 @@ func newBlock(m Meta, r rangeReader) *Block {
 	return &Block{meta: m, r: r, loading: make(chan struct{}, 1)}
 }
 
+// name is what errors of queries call the block. They tell whether it was the bucket that could not be read.
+func (b *Block) name() string {
+	if b.r.stable() {
+		return "block " + b.meta.ULID.String()
+	}
+	return "block " + b.meta.ULID.String() + " of the bucket"
+}
+
 // OpenLocal opens the block in dir, mapped into memory. A folder without meta.json is ErrGone.
 func OpenLocal(dir string) (*Block, error) {
 	m, err := ReadMeta(dir)

@@ -66,7 +66,7 @@ func (q *querier) LabelValues(ctx context.Context, name string, hints *storage.L
 		return ix.SortedLabelValues(ctx, name, hints, ms...)
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("values of label %q in block %s: %w", name, q.b.meta.ULID, err)
+		return nil, nil, fmt.Errorf("values of label %q in %s: %w", name, q.b.name(), err)
 	}
 	return values, nil, nil
 }
@@ -75,7 +75,7 @@ func (q *querier) LabelValues(ctx context.Context, name string, hints *storage.L
 func (q *querier) LabelNames(ctx context.Context, hints *storage.LabelHints, ms ...*labels.Matcher) ([]string, annotations.Annotations, error) {
 	names, err := q.withIndex(ctx, func(ix *indexReader) ([]string, error) { return ix.LabelNames(ctx, ms...) })
 	if err != nil {
-		return nil, nil, fmt.Errorf("label names in block %s: %w", q.b.meta.ULID, err)
+		return nil, nil, fmt.Errorf("label names in %s: %w", q.b.name(), err)
 	}
 	if hints != nil && hints.Limit > 0 {
 		names = limited(names, hints.Limit)

@@ -95,7 +95,7 @@ func (s *seriesSet) Next() bool {
 // end finishes the set and gives back its postings.
 func (s *seriesSet) end(err error) bool {
 	if err != nil {
-		s.err = fmt.Errorf("read block %s: %w", s.b.meta.ULID, err)
+		s.err = fmt.Errorf("read %s: %w", s.b.name(), err)
 	}
 	s.ended, s.cur, s.ready, s.entries = true, nil, nil, nil
 	if s.ix != nil {
