@@ -374,7 +374,11 @@ func (e *Engine) openBucketBlock(ctx context.Context, m block.Meta) (*blockSourc
 	if err != nil {
 		return nil, err
 	}
-	return &blockSource{Block: b, meta: m, layer: serving.Batch}, nil
+	s := &blockSource{Block: b, meta: m, layer: serving.Batch}
+	if e.cfg.Storage.foreign(m.Thanos.Labels) {
+		s.ofAnother(m.ExternalLabels(), e.cfg.Storage.StartTimestamps)
+	}
+	return s, nil
 }
 
 func (e *Engine) saveListing(metas []block.Meta) error {

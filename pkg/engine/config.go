@@ -232,8 +232,20 @@ func WriterLabels(set map[string]string) map[string]string {
 	if len(set) > 0 {
 		return set
 	}
-	return map[string]string{"millrace": "main"}
+	return map[string]string{defaultLabel: defaultLabelValue}
 }
+
+// foreign tells whether blocks with these external labels are of another writer. Those without labels of a user's are not: they were this one's, before it
+// was given its labels.
+func (s StorageConfig) foreign(external map[string]string) bool {
+	return !maps.Equal(external, s.externalLabels()) && !(len(external) == 1 && external[defaultLabel] == defaultLabelValue)
+}
+
+// The external label of who was given none.
+const (
+	defaultLabel      = "millrace"
+	defaultLabelValue = "main"
+)
 
 // validate checks what the flags tell without the configuration file, which can be mended while the process runs.
 func (w WebConfig) validate() error {

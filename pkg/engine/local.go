@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 
 	"github.com/millrace/millrace/pkg/block"
@@ -84,6 +85,8 @@ type blockSource struct {
 	*block.Block
 	meta  block.Meta
 	layer serving.Layer
+	// foreign shows the block of another writer under that one's external labels, or the same series of both would be taken for one. It is nil for one's own.
+	foreign *serving.Queryable
 }
 
 func (s *blockSource) Layer() serving.Layer          { return s.layer }
@@ -92,7 +95,18 @@ func (s *blockSource) MinTime() int64                { return s.meta.MinTime }
 func (s *blockSource) MaxTime() int64                { return s.meta.MaxTime - 1 }
 
 func (s *blockSource) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
+	if s.foreign != nil {
+		return s.foreign.ChunkQuerier(mint, maxt)
+	}
 	return s.Block.ChunkQuerier(mint, maxt)
+}
+
+// ofAnother makes the source one of another writer, with its external labels. Its Queryable holds the source as it was, whose life the caller rules.
+func (s *blockSource) ofAnother(lset labels.Labels, startTimestamps bool) {
+	stored := *s
+	set := serving.NewSet()
+	set.Replace(nil, []serving.Entry{{Source: &stored}})
+	s.foreign = serving.NewQueryable(set, serving.Options{ExternalLabels: lset, StartTimestamps: startTimestamps})
 }
 
 // openLocalBlocks finds the blocks that an earlier process left. Those of a generation that still has its log may not be all of its blocks: the log is
