@@ -23,7 +23,7 @@ import (
 
 // binaries are built once for all tests.
 var binaries struct {
-	dir, millrace, prometheus, promtool string
+	dir, millrace, prometheus, promtool, versitygw string
 }
 
 func TestMain(m *testing.M) {
@@ -43,7 +43,7 @@ func buildAndRun(m *testing.M) (int, error) {
 	defer os.RemoveAll(dir)
 	b := &binaries
 	b.dir, b.millrace = dir, filepath.Join(dir, "millrace")
-	b.prometheus, b.promtool = filepath.Join(dir, "prometheus"), filepath.Join(dir, "promtool")
+	b.prometheus, b.promtool, b.versitygw = filepath.Join(dir, "prometheus"), filepath.Join(dir, "promtool"), filepath.Join(dir, "versitygw")
 	if err := build("../..", b.millrace, "./cmd/millrace"); err != nil {
 		return 0, err
 	}
@@ -52,6 +52,9 @@ func buildAndRun(m *testing.M) (int, error) {
 		return 0, err
 	}
 	if err := build("..", b.promtool, "-tags=remove_all_sd", "github.com/prometheus/prometheus/cmd/promtool"); err != nil {
+		return 0, err
+	}
+	if err := build("..", b.versitygw, "github.com/versity/versitygw/cmd/versitygw"); err != nil {
 		return 0, err
 	}
 	return m.Run(), nil
@@ -229,6 +232,9 @@ func eventually(t *testing.T, limit time.Duration, f func() error) {
 
 // layers is the part of /api/v1/layers that tests look at.
 type layers struct {
+	Bucket struct {
+		Reachable bool `json:"reachable"`
+	} `json:"bucket"`
 	Generations []struct {
 		State   string `json:"state"`
 		Samples int64  `json:"samples"`
