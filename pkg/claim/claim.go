@@ -105,7 +105,7 @@ type Status struct {
 	State  State             `json:"state"`
 	Labels map[string]string `json:"labels"`
 	// Instance is one's own.
-	Instance string `json:"instance"`
+	Instance string     `json:"instance"`
 	Since    *time.Time `json:"since"` // when it became one's own, null if it is not
 	// Holder is who is in the way, null if nobody is.
 	Holder *Holder `json:"holder"`

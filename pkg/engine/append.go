@@ -106,11 +106,15 @@ func (e *Engine) apply(g *generation, index uint64, b *ingest.Batch) {
 	e.metadata.add(b)
 }
 
-// admit refuses writes that disk or memory would have no room for.
+// admit refuses writes that disk or memory would have no room for, and all while another writer has the external labels.
 func (e *Engine) admit() error {
 	u := e.disk.Load()
 	if u == nil {
 		return nil // not open yet: there is no active generation either
+	}
+	if err := e.refusal.Load(); err != nil {
+		e.metrics.refused.WithLabelValues("writer").Inc()
+		return unavailable((*err).Error(), refusedFor)
 	}
 	if err := u.refusal(); err != nil {
 		e.metrics.refused.WithLabelValues("disk").Inc()

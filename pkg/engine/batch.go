@@ -21,6 +21,9 @@ func (e *Engine) runBatchOnSchedule(ctx context.Context) {
 			return
 		case <-t.C:
 		}
+		if !e.mayCompact() {
+			continue // health says why
+		}
 		err := e.runJobs(ctx, false)
 		if ctx.Err() == nil {
 			e.report("batch", err)

@@ -227,6 +227,9 @@ func (e *Engine) openBucket(d *dataPath) error {
 
 // uploadedUpTo tells batch jobs up to which generation everything is in the bucket.
 func (e *Engine) uploadedUpTo(map[string]string) (uint64, bool) {
+	if _, err := e.data.claim.Held(); err != nil {
+		return 0, false // another writer may be uploading
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	lowest := uint64(0)

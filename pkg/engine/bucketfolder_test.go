@@ -78,6 +78,7 @@ func TestABucketFolderThatIsNotMounted(t *testing.T) {
 func TestAFailedUploadShowsThatTheBucketIsAway(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "bucket")
 	e := startEngine(t, folderConfig(t, t.TempDir(), dir))
+	require.NoError(t, e.uploadOnce(t.Context()))
 	e.data.synced.turn <- struct{}{} // no listing from now on
 	defer func() { <-e.data.synced.turn }()
 	write(t, e, "a", point{time.Now().UnixMilli(), 1})

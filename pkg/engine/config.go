@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/exporter-toolkit/web"
 	"gopkg.in/yaml.v3"
 
+	"github.com/millrace/millrace/pkg/claim"
 	"github.com/millrace/millrace/pkg/ingest"
 )
 
@@ -40,6 +41,10 @@ type Config struct {
 	MemoryLimit int64
 	LogLevel    string
 	LogFormat   string
+
+	// For tests: the times of the writer's claim, and its clock.
+	claims claim.Times
+	clock  func() time.Time
 }
 
 // StorageConfig is about the data path: the log, local blocks, and how long data is kept.

@@ -10,6 +10,7 @@
 //
 // Locks are taken in this order, and none is held during I/O except where it says so:
 //
+//	numbering the comparison of waiting generations' numbers with the bucket's; held while it is listed and while generations are renumbered
 //	rotate   one rotation of the active generation at a time; held while the next log is created
 //	accept   choice of the generation that takes a request; its place in the order of acceptance is its position in that generation's log, which
 //	         stays open until all who have chosen it are through
@@ -101,6 +102,7 @@ type Engine struct {
 	flushing sync.Mutex
 	uploads  sync.Mutex
 	disk     atomic.Pointer[diskUsage]
+	refusal  atomic.Pointer[error] // why writes are refused while another writer has the external labels
 
 	mu          sync.Mutex
 	phase       Phase
@@ -225,6 +227,7 @@ func (e *Engine) Stop(ctx context.Context) {
 	go func() {
 		e.closeLogs()
 		e.wg.Wait()
+		e.releaseClaim()
 		e.close()
 		close(done)
 	}()

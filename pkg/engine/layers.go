@@ -7,6 +7,7 @@ import (
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/claim"
 	"github.com/millrace/millrace/pkg/ingest"
 )
 
@@ -19,6 +20,7 @@ type Layers struct {
 	Bucket      BucketInfo         `json:"bucket"`
 	Local       LocalInfo          `json:"local"`
 	HAClusters  []ingest.HACluster `json:"haClusters"` // the last 1,000 of which something was stored
+	Writer      claim.Status       `json:"writer"`
 	Problems    map[string]string  `json:"problems"`
 }
 
@@ -103,7 +105,7 @@ func (e *Engine) Layers() Layers {
 	if h := e.horizon(); h != minTime {
 		l.Watermarks.Horizon = &h
 	}
-	l.Bucket = e.data.synced.info()
+	l.Bucket, l.Writer = e.data.synced.info(), e.data.claim.Status()
 	if u := e.disk.Load(); u != nil {
 		l.Local = LocalInfo{Bytes: u.used, Limit: u.limit, Free: u.free}
 	}

@@ -166,7 +166,7 @@ func (e *Engine) uploadAll(ctx context.Context) {
 	backoff := time.Second
 	for ctx.Err() == nil {
 		err := e.uploadOnce(ctx)
-		if err == nil {
+		if err == nil || errors.Is(err, errNotHeld) { // of which the claim's own loop tells
 			e.report("upload", nil)
 			return
 		}
@@ -180,29 +180,53 @@ func (e *Engine) uploadAll(ctx context.Context) {
 	}
 }
 
-// uploadOnce uploads what waits, and stops at the first failure: generations reach the bucket in order.
+// uploadOnce uploads what waits, and stops at the first failure: generations reach the bucket in order. It fails without the claim of the
+// external labels, and gives up when that is lost.
 func (e *Engine) uploadOnce(ctx context.Context) error {
-	e.uploads.Lock()
-	defer e.uploads.Unlock()
-	for {
-		b := e.firstLocal()
-		if b == nil {
-			return nil
-		}
-		began := time.Now()
-		err := block.Upload(ctx, e.data.bucket, b.dir)
-		if ctx.Err() == nil {
+	held, done, number, err := e.holdClaim(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := e.numberAbove(held, number); err != nil {
+		if held.Err() == nil {
 			e.data.synced.uploadTried(err)
 		}
-		if err != nil {
-			return err // names the block
-		}
-		if err := e.moveToBucket(ctx, b); err != nil {
+		return err
+	}
+	e.uploads.Lock()
+	defer e.uploads.Unlock()
+	for b := e.firstLocal(); b != nil; b = e.firstLocal() {
+		if err := e.stillHeld(number); err != nil {
 			return err
 		}
-		e.metrics.uploads.Inc()
-		e.logger.Info("uploaded a block", "block", b.meta.ULID, "bytes", b.size, "took", time.Since(began))
+		if err := e.uploadBlock(held, b); err != nil {
+			if ctx.Err() != nil {
+				e.data.cutOff.Store(true)
+			} else if held.Err() != nil {
+				return fmt.Errorf("upload block %s: %w", b.meta.ULID, context.Cause(held))
+			}
+			return err // names the block
+		}
 	}
+	return nil
+}
+
+func (e *Engine) uploadBlock(ctx context.Context, b *localBlock) error {
+	began := time.Now()
+	err := block.Upload(ctx, e.data.bucket, b.dir)
+	if ctx.Err() == nil {
+		e.data.synced.uploadTried(err)
+	}
+	if err != nil {
+		return err
+	}
+	if err := e.moveToBucket(ctx, b); err != nil {
+		return err
+	}
+	e.metrics.uploads.Inc()
+	e.logger.Info("uploaded a block", "block", b.meta.ULID, "bytes", b.size, "took", time.Since(began))
+	return nil
 }
 
 func (e *Engine) firstLocal() *localBlock {

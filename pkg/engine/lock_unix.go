@@ -30,6 +30,24 @@ func lockPath(name string) (*fileLock, error) {
 
 func (l *fileLock) release() { _ = l.f.Close() }
 
+// identity names the file on this system, whatever path leads to it; empty if that is not known.
+func (l *fileLock) identity() string {
+	var s unix.Stat_t
+	if err := unix.Fstat(int(l.f.Fd()), &s); err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%x %x", s.Dev, s.Ino)
+}
+
+// device names the file system that a file is on; empty if that is not known.
+func device(name string) string {
+	var s unix.Stat_t
+	if err := unix.Stat(name, &s); err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%x", s.Dev)
+}
+
 // freeBytes tells how much a user without privileges may still write below path, and the size of its file system.
 func freeBytes(path string) (free, total int64, err error) {
 	var s unix.Statfs_t

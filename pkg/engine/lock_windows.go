@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/windows"
 )
@@ -30,6 +31,12 @@ func lockPath(name string) (*fileLock, error) {
 }
 
 func (l *fileLock) release() { _ = l.f.Close() }
+
+// identity is not known here; the path stands for it.
+func (*fileLock) identity() string { return "" }
+
+// device is the volume in a file's name.
+func device(name string) string { return filepath.VolumeName(name) }
 
 // freeBytes tells how much the user may still write below path, and the size of its volume.
 func freeBytes(path string) (free, total int64, err error) {

@@ -17,6 +17,7 @@ type metrics struct {
 	uploadFailures    prometheus.Counter
 	localBytes        prometheus.Gauge
 	bucketUp          prometheus.Gauge
+	claimHeld         prometheus.Gauge
 	refused           *prometheus.CounterVec
 }
 
@@ -46,11 +47,14 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		bucketUp: f.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_bucket_up", Help: "Whether the last listing of the bucket succeeded.",
 		}),
+		claimHeld: f.NewGauge(prometheus.GaugeOpts{
+			Name: "millrace_writer_claim_held", Help: "Whether this process holds the bucket's claim of its external labels, without which nothing is uploaded.",
+		}),
 		refused: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_writes_refused_total", Help: "Write requests that were refused, to be sent again, because disk or memory had no room, by what it was.",
+			Name: "millrace_writes_refused_total", Help: "Write requests that were refused, to be sent again, because disk or memory had no room or another writer has the external labels, by what it was.",
 		}, []string{"reason"}),
 	}
-	for _, reason := range []string{"disk", "memory"} {
+	for _, reason := range []string{"disk", "memory", "writer"} {
 		m.refused.WithLabelValues(reason)
 	}
 	return m

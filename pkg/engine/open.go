@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/claim"
 	"github.com/millrace/millrace/pkg/wal"
 )
 
@@ -52,6 +54,12 @@ type dataPath struct {
 	sealNow    atomic.Bool   // the log cannot be trusted with what it holds, or there is no room for more, or a seal failed
 	synced     *bucketState
 	begun      map[uint64]bool // generations that have a log and already some blocks
+	claim      *claim.Claimant
+	cutOff     atomic.Bool // an upload was given up half-way by a stop
+
+	numbering sync.Mutex
+	numbered  uint64 // the claim for which numbers were compared with the bucket's; guarded by numbering
+	reserved  uint64 // generations to come have numbers above; guarded by Engine.rotating
 }
 
 // open tries until it succeeds, then starts the background work.
@@ -77,6 +85,7 @@ func (e *Engine) open(ctx context.Context) {
 	e.loop("flush", func(ctx context.Context) { every(ctx, 10*time.Second, e.sealed, e.flushOnSchedule) })
 	e.loop("upload", func(ctx context.Context) { every(ctx, uploadInterval, e.uploadable, e.uploadAll) })
 	e.loop("bucket", func(ctx context.Context) { every(ctx, e.cfg.Bucket.SyncInterval, nil, e.syncOnSchedule) })
+	e.loop("writer", e.claimOnSchedule)
 	e.loop("disk", func(ctx context.Context) {
 		every(ctx, time.Second, nil, func(context.Context) { e.measureDisk() })
 	})
@@ -118,6 +127,12 @@ func (e *Engine) tryOpen(ctx context.Context) (err error) {
 	e.measureDisk()
 	e.setProgress("listing the bucket")
 	highest := e.firstSync(ctx)
+	if e.data.synced.wasListed() { // Before the first write is accepted.
+		e.setProgress("claiming the external labels in the bucket")
+		if err := e.stepClaim(ctx); err != nil {
+			e.logger.Warn("whether another writer has the same external labels is not known yet", "err", err)
+		}
+	}
 	e.loadExemplars()
 	err = e.recover(ctx, logs, highest)
 	opened = err == nil
@@ -153,6 +168,10 @@ func (e *Engine) openPath() (*dataPath, error) {
 	if err != nil {
 		lock.release()
 		return nil, settingsError{err}
+	}
+	if d.claim, err = e.newClaimant(d); err != nil {
+		lock.release()
+		return nil, errors.Join(err, d.bucket.Close())
 	}
 	d.walOptions = wal.Options{
 		SyncEvery: every, SyncInterval: interval, Metrics: e.metrics.wal, Logger: e.logger, MaxRecordSize: maxRecordSize,

@@ -50,7 +50,7 @@ func (e *Engine) rotate() error {
 	if old == nil {
 		return errStopping
 	}
-	next, err := e.newGeneration(old.Number+1, old.mem)
+	next, err := e.newGeneration(e.data.nextNumber(old.Number), old.mem)
 	if err != nil {
 		return err
 	}
