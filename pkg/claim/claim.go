@@ -228,7 +228,7 @@ func (c *Claimant) acquire(ctx context.Context) error {
 		c.wait(inTheWay)
 		return nil
 	}
-	r := newRecord(&c.o, c.session, term+1)
+	r := newRecord(&c.o, term+1)
 	name := c.objectName(term + 1)
 	if err := c.put(ctx, name, r); err != nil {
 		return errors.Join(err, c.withdraw(ctx, name))

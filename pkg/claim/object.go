@@ -46,7 +46,7 @@ type record struct {
 	term uint64
 }
 
-func newRecord(o *Options, session ulid.ULID, term uint64) record {
+func newRecord(o *Options, term uint64) record {
 	now := time.Now()
 	return record{
 		Version: recordVersion, Labels: o.Labels, Instance: o.Identity.Instance, Place: o.Identity.Place, Host: o.Identity.Host, PID: o.Identity.PID,

@@ -79,7 +79,7 @@ func placeOf(d *dataPath, host string) string {
 
 // partOf tells whether a folder, which may not have been made yet, is below another, on the same disk, and not elsewhere by a link.
 func partOf(dir, path string) bool {
-	real, err := filepath.EvalSymlinks(dir)
+	target, err := filepath.EvalSymlinks(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		_, err = os.Lstat(dir)
 		return errors.Is(err, os.ErrNotExist) && within(dir, path)
@@ -88,7 +88,7 @@ func partOf(dir, path string) bool {
 		return false
 	}
 	path, err = filepath.EvalSymlinks(path)
-	return err == nil && within(real, path) && device(real) == device(path)
+	return err == nil && within(target, path) && device(target) == device(path)
 }
 
 // readInstance reads the data path's name, or gives it one.
