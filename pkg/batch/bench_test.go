@@ -149,7 +149,7 @@ func BenchmarkCompactDay(b *testing.B) {
 	measure("write", func(b *testing.B, out string) {
 		j := newJob(days, metas, DefaultConfig())
 		w := windowAt(metas[0].MinTime, dayMillis)
-		r := &Runner{o: Options{Bucket: bkt, ScratchDir: out}}
+		r := &Runner{o: Options{Bucket: bkt, ScratchDir: out}, config: DefaultConfig()}
 		e := &execution{run: &run{Runner: r}, job: &j, tracker: &tracker{}, open: map[ulid.ULID]*block.Block{}}
 		_, err := e.write(context.Background(), j.outputMeta(w, nil), w, &block.Digest{})
 		require.NoError(b, err)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/millrace/millrace/pkg/block"
 )
 
 // Config says when blocks are compacted and when they go. What is 0 gets its value from DefaultConfig.
@@ -30,6 +32,9 @@ type Config struct {
 	PartialAge time.Duration
 	// MaxInputs is how many blocks one job opens at most.
 	MaxInputs int
+	// MemoryLimit is how many bytes of memory jobs may take, as far as that can be told beforehand: half of it is shared by the
+	// blocks that a job opens, of which there are fewer where it would not do.
+	MemoryLimit int64
 	// MaxBlockSize is the size in bytes, of index and chunks, beyond which blocks are not merged into a larger one.
 	MaxBlockSize int64
 	// LateMergeShare is the share of a block's samples that must have come late, to blocks beside it, before it is merged with
@@ -52,11 +57,35 @@ func DefaultConfig() Config {
 		PartialAge:    24 * time.Hour,
 		MaxInputs:     64,
 
+		MemoryLimit:    256 << 20,
 		MaxBlockSize:   64 << 30,
 		LateMergeShare: 0.05,
 		LateMergeAge:   24 * time.Hour,
 	}
 }
+
+const (
+	// minMemory leaves room for the buffers of the files that are written, and some blocks that are read.
+	minMemory = 64 << 20
+	// minInput is what reading a block takes at least, beside the part of its index that is held: symbols, and where postings are.
+	minInput   = 1 << 20
+	indexShare = 16
+)
+
+// opens returns how many of the first of inputs one job may open: two at least, or nothing would ever be merged.
+func (c Config) opens(inputs []block.Meta) int {
+	n, left := 0, c.MemoryLimit/2
+	for n < min(len(inputs), c.MaxInputs) {
+		if left -= minInput + indexSize(&inputs[n])/indexShare; left < 0 && n >= 2 {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// readAhead returns the bytes that each of so many inputs may hold.
+func (c Config) readAhead(inputs int) int64 { return c.MemoryLimit / 2 / int64(max(1, inputs)) }
 
 // withDefaults replaces what is not set.
 func (c Config) withDefaults() Config {
@@ -67,6 +96,7 @@ func (c Config) withDefaults() Config {
 	c.QueryTimeout = cmp.Or(c.QueryTimeout, d.QueryTimeout)
 	c.PartialAge = cmp.Or(c.PartialAge, d.PartialAge)
 	c.MaxInputs = cmp.Or(c.MaxInputs, d.MaxInputs)
+	c.MemoryLimit = cmp.Or(c.MemoryLimit, d.MemoryLimit)
 	c.MaxBlockSize = cmp.Or(c.MaxBlockSize, d.MaxBlockSize)
 	c.LateMergeShare = cmp.Or(c.LateMergeShare, d.LateMergeShare)
 	c.LateMergeAge = cmp.Or(c.LateMergeAge, d.LateMergeAge)
@@ -88,6 +118,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("age of partial uploads %s must be at least 1h", c.PartialAge)
 	case c.MaxInputs < 2:
 		return fmt.Errorf("a job needs at least 2 inputs, not %d", c.MaxInputs)
+	case c.MemoryLimit < minMemory:
+		return fmt.Errorf("memory limit of %d bytes must be at least %d", c.MemoryLimit, minMemory)
 	case c.MaxBlockSize < 0:
 		return fmt.Errorf("size of blocks %d is negative", c.MaxBlockSize)
 	case !(c.LateMergeShare > 0 && c.LateMergeShare <= 1):

@@ -179,10 +179,12 @@ func (e *execution) write(ctx context.Context, m block.Meta, w window, digest *b
 	e.tracker.seriesDone.Store(0)
 	e.tracker.series.Store(int64(series))
 	defer e.tracker.series.Store(0)
+	ctx = block.WithReadAhead(ctx, e.config.readAhead(len(inputs)))
 	m, err := block.Write(ctx, e.o.ScratchDir, m, inputs, block.WriteOptions{
 		SegmentSize: min(maxSegment, max(minSegment, size)),
 		Encode:      merge.EncodeOptions{StartTimestamps: e.job.StartTimestamps, JoinBelow: joinBelow},
 		Check:       true,
+		Parallel:    true,
 		Digest:      digest,
 	})
 	if err != nil && !errors.Is(err, block.ErrEmpty) {

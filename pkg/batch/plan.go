@@ -201,17 +201,18 @@ func (p *planner) level0(settled, visible []block.Meta) []Job {
 		}
 	}
 	var jobs []Job
-	for _, run := range runs(inputs, visible, p.config.MaxInputs) {
+	for _, run := range runs(inputs, visible, p.config.opens) {
 		jobs = append(jobs, newJob(level0, run, p.config))
 	}
 	return jobs
 }
 
-// runs divides inputs, which are in order of precedence, into gapless runs of at most limit blocks.
-func runs(inputs, all []block.Meta, limit int) [][]block.Meta {
+// runs divides inputs, which are in order of precedence, into gapless runs of no more blocks than opens
+// says that one job may open of them.
+func runs(inputs, all []block.Meta, opens func([]block.Meta) int) [][]block.Meta {
 	var out [][]block.Meta
 	for len(inputs) > 0 {
-		n := min(limit, len(inputs))
+		n := opens(inputs)
 		if !gapless(inputs[:n], all) {
 			n = 1
 			for n < len(inputs) && gapless(inputs[:n+1], all) {

@@ -87,6 +87,10 @@ func parsePlanCase(t *testing.T, text string) *planCase {
 			n, err := strconv.Atoi(f[1])
 			require.NoError(t, err)
 			c.config.MaxInputs = n
+		case f[0] == "memory":
+			n, err := strconv.ParseInt(f[1], 10, 64)
+			require.NoError(t, err)
+			c.config.MemoryLimit = n
 		case f[0] == "max-size":
 			n, err := strconv.ParseInt(f[1], 10, 64)
 			require.NoError(t, err)
@@ -276,6 +280,7 @@ func TestConfigValidate(t *testing.T) {
 		{func(c *Config) { c.DeletionDelay = 3 * time.Minute }, "at least 4m0s"},
 		{func(c *Config) { c.PartialAge = time.Minute }, "at least 1h"},
 		{func(c *Config) { c.MaxInputs = 1 }, "at least 2 inputs"},
+		{func(c *Config) { c.MemoryLimit = 1 << 20 }, "memory limit"},
 		{func(c *Config) { c.MaxBlockSize = -1 }, "size of blocks"},
 		{func(c *Config) { c.LateMergeShare = -0.1 }, "above 0 and at most 1"},
 		{func(c *Config) { c.LateMergeShare = 1.1 }, "above 0 and at most 1"},

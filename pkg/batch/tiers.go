@@ -168,14 +168,19 @@ func since(m *block.Meta) int64 {
 func (p *planner) fits(blocks []block.Meta) bool {
 	var size, index int64
 	for _, m := range blocks {
-		size += m.Size()
-		for _, f := range m.Thanos.Files {
-			if f.RelPath == block.IndexFilename {
-				index += f.SizeBytes
-			}
-		}
+		size, index = size+m.Size(), index+indexSize(&m)
 	}
 	return size <= p.config.MaxBlockSize && index <= maxIndexSize
+}
+
+// indexSize is the size of a block's index in bytes, as far as its meta tells.
+func indexSize(m *block.Meta) (n int64) {
+	for _, f := range m.Thanos.Files {
+		if f.RelPath == block.IndexFilename {
+			n += f.SizeBytes
+		}
+	}
+	return n
 }
 
 // jobs plans a job for each gapless run of at least least blocks.
@@ -187,7 +192,7 @@ func (p *planner) jobs(t tier, blocks, visible []block.Meta, least int) []Job {
 		}
 	}
 	var jobs []Job
-	for _, run := range runs(blocks, near, p.config.MaxInputs) {
+	for _, run := range runs(blocks, near, p.config.opens) {
 		if len(run) >= least {
 			jobs = append(jobs, newJob(t, run, p.config))
 		}

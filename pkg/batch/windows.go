@@ -32,7 +32,7 @@ func (e *execution) windows(ctx context.Context) ([]window, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := scan(ctx, b, e.job.Width, found); err != nil {
+		if err := scan(block.WithReadAhead(ctx, e.config.readAhead(1)), b, e.job.Width, found); err != nil {
 			return nil, fmt.Errorf("find the windows of block %s: %w", m.ULID, err)
 		}
 	}

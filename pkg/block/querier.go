@@ -24,7 +24,7 @@ type querier struct {
 // Select implements storage.ChunkQuerier: series in order of labels. Nothing is read before the first call of Next. With
 // hints.Func "series", only the labels are read and the series have no chunks.
 func (q *querier) Select(ctx context.Context, _ bool, hints *storage.SelectHints, ms ...*labels.Matcher) storage.ChunkSeriesSet {
-	s := &seriesSet{ctx: ctx, b: q.b, q: q, mint: q.mint, maxt: q.maxt, ms: slices.Clone(ms)}
+	s := &seriesSet{ctx: ctx, b: q.b, q: q, mint: q.mint, maxt: q.maxt, ms: slices.Clone(ms), portions: portionsOf(ctx, &q.b.meta)}
 	if hints != nil {
 		s.mint, s.maxt = hints.Start, hints.End
 		s.limit = hints.Limit

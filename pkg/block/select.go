@@ -35,6 +35,7 @@ type seriesSet struct {
 	mint, maxt int64
 	limit      int
 	labelsOnly bool
+	portions   portions
 
 	shard, shards uint64
 
@@ -127,7 +128,7 @@ func (s *seriesSet) advance() (more bool, err error) {
 
 // readEntries reads the index of the next batch of series.
 func (s *seriesSet) readEntries() (more bool, err error) {
-	want := seriesBatch
+	want := s.portions.series
 	if s.limit > 0 {
 		want = min(want, s.limit-s.yielded)
 	}
@@ -191,10 +192,10 @@ func (s *seriesSet) decodeEntry(b []byte) (e seriesEntry, ok bool, err error) {
 	return e, true, nil
 }
 
-// fetchChunks makes as many entries ready as maxChunkBatch allows, one at least.
+// fetchChunks makes as many entries ready as the bytes of a batch allow, one at least.
 func (s *seriesSet) fetchChunks() error {
 	n, bytes := 0, int64(0)
-	for n < len(s.entries) && bytes < maxChunkBatch {
+	for n < len(s.entries) && bytes < s.portions.chunks {
 		for i := range s.entries[n].chks {
 			bytes += s.guess(&s.entries[n], i)
 		}

@@ -40,6 +40,8 @@ type WriteOptions struct {
 	Check bool
 	// Digest, if given, takes what is written, for ReadBack.
 	Digest *Digest
+	// Parallel merges and writes in two goroutines. What the inputs give must then stay valid when they have gone on to other series.
+	Parallel bool
 }
 
 // tmpSuffix is that of a block's folder while it is being written.
@@ -102,6 +104,7 @@ type writer struct {
 	mint, maxt int64 // of the samples written
 	stats      tsdb.BlockStats
 	sizes      IndexStats
+	merger     merge.Merger
 	comparer   merge.Comparer
 
 	metrics    map[string]struct{} // names of the series written
@@ -265,79 +268,6 @@ func inputMeta(in Input) (Meta, bool) {
 // contains says whether all samples of an input go into the block.
 func (w *writer) contains(m Meta) bool {
 	return m.MinTime >= w.meta.MinTime && m.MaxTime <= w.meta.MaxTime
-}
-
-func (w *writer) writeSeries() error {
-	sets := make([]storage.ChunkSeriesSet, len(w.inputs))
-	for i, in := range w.inputs {
-		q, err := in.ChunkQuerier(w.meta.MinTime, w.meta.MaxTime-1)
-		if err != nil {
-			return fmt.Errorf("open input: %w", err)
-		}
-		defer q.Close()
-		sets[i] = w.selectAll(q, "")
-	}
-	groups := merge.Sets(sets)
-	w.mint, w.maxt = math.MaxInt64, math.MinInt64
-	var (
-		ref  storage.SeriesRef
-		chks []chunks.Meta
-	)
-	for groups.Next() {
-		if ref%128 == 0 && w.ctx.Err() != nil {
-			return w.ctx.Err()
-		}
-		lset, series := groups.At()
-		chks = chks[:0]
-		it := merge.Chunks(series, w.meta.MinTime, w.meta.MaxTime-1, w.o.Encode)
-		for it.Next() {
-			chks = append(chks, it.At())
-		}
-		if err := it.Err(); err != nil {
-			return fmt.Errorf("merge series %s: %w", lset, err)
-		}
-		if w.o.Check {
-			if err := w.comparer.Compare(series, w.meta.MinTime, w.meta.MaxTime-1, chks, w.o.Encode); err != nil {
-				return fmt.Errorf("check series %s: %w", lset, err)
-			}
-		}
-		if len(chks) == 0 {
-			continue
-		}
-		if err := w.addSeries(ref, lset, chks); err != nil {
-			return fmt.Errorf("write series %s: %w", lset, err)
-		}
-		ref++
-	}
-	return groups.Err()
-}
-
-func (w *writer) addSeries(ref storage.SeriesRef, lset labels.Labels, chks []chunks.Meta) error {
-	if err := w.chunks.WriteChunks(chks...); err != nil {
-		return err
-	}
-	if err := w.index.AddSeries(ref, lset, chks...); err != nil {
-		return err
-	}
-	if w.o.Digest != nil {
-		w.o.Digest.add(lset, chks)
-	}
-	w.noteMetric(lset)
-	w.stats.NumSeries++
-	w.stats.NumChunks += uint64(len(chks))
-	w.mint, w.maxt = min(w.mint, chks[0].MinTime), max(w.maxt, chks[len(chks)-1].MaxTime)
-	for _, c := range chks {
-		n := uint64(c.Chunk.NumSamples())
-		w.stats.NumSamples += n
-		if isHistogram(c.Chunk.Encoding()) {
-			w.stats.NumHistogramSamples += n
-		} else {
-			w.stats.NumFloatSamples += n
-		}
-		w.sizes.ChunkMaxSize = max(w.sizes.ChunkMaxSize, chunkSize(len(c.Chunk.Bytes())))
-	}
-	w.sizes.SeriesMaxSize = max(w.sizes.SeriesMaxSize, seriesSize(lset.Len(), w.symbols, chks))
-	return nil
 }
 
 // finishMeta fills in what is known only now.

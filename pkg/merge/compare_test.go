@@ -17,7 +17,7 @@ import (
 // TestCompareAgrees runs Compare beside Chunks: what is right passes, and what is changed in any way does not.
 func TestCompareAgrees(t *testing.T) {
 	var c Comparer
-	eachRandom(t, 60, func(t *testing.T, g *generator, raw [][]sample, series []storage.ChunkSeries) {
+	eachRandom(t, 60, func(t *testing.T, g *generator, _ [][]sample, series []storage.ChunkSeries) {
 		mint, maxt := int64(minTime), int64(maxTime)
 		if g.Intn(2) == 0 {
 			mint, maxt = g.Int63n(100), 50+g.Int63n(300)

@@ -105,6 +105,14 @@ func TestChunksHoldTheSameSamples(t *testing.T) {
 			}
 		}
 		requireNoResetMissed(t, got)
+		kept := []chunks.Meta{{MinTime: 1}}
+		merged, err := new(Merger).Append(kept, series, mint, maxt, o)
+		require.NoError(t, err)
+		require.Equal(t, kept[0], merged[0])
+		require.Equal(t, len(metas), len(merged)-1)
+		for i, m := range merged[1:] {
+			require.Equal(t, metas[i], m, "chunk %d", i)
+		}
 		it := Series(listSeries(metas...)).Iterator(nil)
 		requireTruthfulHints(t, read(t, it, it.Next()))
 	})
@@ -125,6 +133,36 @@ func requireNoResetMissed(t testing.TB, s []sample) {
 		free := fh.Copy()
 		free.CounterResetHint = histogram.UnknownCounterReset
 		require.False(t, free.DetectReset(prev), "hint at %d", s[i].t)
+	}
+}
+
+// TestMergerCopies gives a Merger chunks that it need not encode, in the order of inputs and of time.
+func TestMergerCopies(t *testing.T) {
+	var m Merger
+	for seed := range int64(300) {
+		g := &generator{Rand: rand.New(rand.NewSource(seed)), kinds: kindTable[[]string{"floats", "histograms", "mixed"}[seed%3]]}
+		var (
+			series []storage.ChunkSeries
+			all    []sample
+		)
+		for i := range 1 + g.Intn(4) {
+			s := g.series(1+g.Intn(400), 1000)
+			for j := range s {
+				s[j].t += int64(i) * 1000
+			}
+			series = append(series, chunked(t, g.Rand, s, false))
+			all = append(all, s...)
+		}
+		mint, maxt := int64(minTime), int64(maxTime)
+		if g.Intn(3) == 0 {
+			mint, maxt = g.Int63n(1500), 500+g.Int63n(3000)
+		}
+		o := EncodeOptions{JoinBelow: []int{0, 5, 100}[g.Intn(3)]}
+		metas, got := readChunks(t, Chunks(series, mint, maxt, o), mint, maxt)
+		requireEqual(t, model(mint, maxt, all), got, false)
+		merged, err := m.Append(nil, series, mint, maxt, o)
+		require.NoError(t, err)
+		require.Equal(t, metas, merged)
 	}
 }
 

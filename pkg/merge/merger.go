@@ -1,0 +1,65 @@
+package merge
+
+import (
+	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunks"
+)
+
+// Merger does what Chunks does for one series after another, and is faster where nothing has to be encoded. The zero value is
+// ready; it is for one goroutine, and keeps buffers from series to series.
+type Merger struct {
+	its chunks.Iterator
+}
+
+// Append appends to dst the chunks that Chunks would yield, and returns the longer slice.
+func (m *Merger) Append(dst []chunks.Meta, series []storage.ChunkSeries, mint, maxt int64, o EncodeOptions) ([]chunks.Meta, error) {
+	if out, ok, err := m.copies(dst, series, mint, maxt, o); ok || err != nil {
+		return out, err
+	}
+	it := Chunks(series, mint, maxt, o)
+	for it.Next() {
+		dst = append(dst, it.At())
+	}
+	return dst, it.Err()
+}
+
+// copies appends the chunks of series if all of them can be passed through in the order in which they come: ok is false otherwise.
+func (m *Merger) copies(dst []chunks.Meta, series []storage.ChunkSeries, mint, maxt int64, o EncodeOptions) (out []chunks.Meta, ok bool, err error) {
+	out = dst
+	small := false // the chunk before may be joined with the next
+	for _, s := range series {
+		m.its = s.Iterator(m.its)
+		first := true
+		for m.its.Next() {
+			c := m.its.At()
+			if c.MaxTime < mint {
+				continue
+			}
+			if c.MinTime > maxt {
+				break
+			}
+			if c.MinTime < mint || c.MaxTime > maxt || c.Chunk == nil || len(out) > len(dst) && c.MinTime <= out[len(out)-1].MaxTime ||
+				!o.StartTimestamps && hasST(c.Chunk.Encoding()) {
+				return dst, false, nil
+			}
+			if o.JoinBelow > 0 {
+				isSmall := c.Chunk.NumSamples() < o.JoinBelow
+				if small && isSmall {
+					return dst, false, nil
+				}
+				small = isSmall
+			}
+			if first {
+				if c, err = forgetReset(c); err != nil {
+					return dst, false, err
+				}
+			}
+			first = false
+			out = append(out, c)
+		}
+		if err := m.its.Err(); err != nil {
+			return dst, false, err
+		}
+	}
+	return out, true, nil
+}
