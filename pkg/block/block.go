@@ -7,6 +7,7 @@ import (
 	"path"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/storage"
@@ -22,6 +23,7 @@ type Block struct {
 	meta    Meta
 	r       rangeReader
 	header  atomic.Pointer[header]
+	used    atomic.Int64 // when the header was last asked for, in seconds since 1970
 	loading chan struct{}
 }
 
@@ -137,6 +139,21 @@ func (b *Block) Preload(ctx context.Context) error {
 	return err
 }
 
+// Trim gives up what was made of the index to read the block, if that was not used for some time and can be made again without a request.
+func (b *Block) Trim(idle time.Duration) {
+	if b.r.mapped(indexFile) && time.Since(time.Unix(b.used.Load(), 0)) > idle {
+		b.header.Store(nil)
+	}
+}
+
+// useCopy begins to use the local copy of the index, in the place of what is in memory.
+func (b *Block) useCopy() {
+	if r, ok := b.r.(*bucketReader); ok {
+		r.useCopy()
+		b.header.Store(nil)
+	}
+}
+
 // Close frees the mapped files. The caller guarantees that no querier, chunk or symbol of the block is used any more.
 func (b *Block) Close() error {
 	if err := b.r.close(); err != nil {
@@ -161,6 +178,7 @@ func (b *Block) Symbols() index.StringIter {
 }
 
 func (b *Block) loadHeader(ctx context.Context) (*header, error) {
+	b.used.Store(time.Now().Unix())
 	if h := b.header.Load(); h != nil {
 		return h, nil
 	}

@@ -9,6 +9,8 @@ import (
 	"io"
 	"path"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/oklog/ulid/v2"
@@ -34,6 +36,11 @@ type bucketReader struct {
 	names []string
 	sizes []int64
 	cache *Cache
+
+	index  atomic.Pointer[indexCopy] // the local copy that is used, if any
+	mu     sync.Mutex                // guards the following
+	copies []*indexCopy              // all that were ever used: they stay mapped until close
+	closed bool
 }
 
 // newBucketReader makes a reader for the block of m. It needs requests only if m does not tell the files' sizes.
@@ -48,12 +55,52 @@ func newBucketReader(ctx context.Context, bkt objstore.BucketReader, m *Meta, ca
 	}
 	r.names = append([]string{IndexFilename}, segments...)
 	r.sizes = append([]int64{indexSize}, sizes...)
+	r.tag = sizesTag(r.sizes)
+	r.useCopy()
+	return r, nil
+}
+
+// sizesTag tells blocks of the same ULID and different sizes apart.
+func sizesTag(sizes []int64) uint32 {
 	var raw []byte
-	for _, s := range r.sizes {
+	for _, s := range sizes {
 		raw = binary.BigEndian.AppendUint64(raw, uint64(s))
 	}
-	r.tag = uint32(xxhash.Sum64(raw))
-	return r, nil
+	return uint32(xxhash.Sum64(raw))
+}
+
+// useCopy begins to use the local copy of the index, if there is one.
+func (r *bucketReader) useCopy() {
+	if r.cache.indexes == nil {
+		return
+	}
+	c := r.cache.indexes.open(r.id, r.tag, r.sizes[indexFile])
+	if c == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		_ = c.close() // of a file that was only read
+		return
+	}
+	r.copies = append(r.copies, c)
+	r.index.Store(c)
+}
+
+// copied returns the local copy of a file, nil if there is none. One that was found damaged is given up.
+func (r *bucketReader) copied(file int) *indexCopy {
+	if file != indexFile {
+		return nil
+	}
+	c := r.index.Load()
+	if c == nil || !c.bad.Load() {
+		return c
+	}
+	if r.index.CompareAndSwap(c, nil) {
+		r.cache.indexes.discard(r.id, fmt.Errorf("%w: a checksum is wrong", ErrCorrupt))
+	}
+	return nil
 }
 
 // listFiles asks the bucket for the chunk files and sizes that a meta.json does not tell.
@@ -86,11 +133,23 @@ func bucketError(bkt objstore.BucketReader, err error) error {
 	return err
 }
 
-func (r *bucketReader) files() int          { return len(r.names) }
-func (r *bucketReader) size(file int) int64 { return r.sizes[file] }
-func (r *bucketReader) stable() bool        { return false }
-func (r *bucketReader) mapped(int) bool     { return false }
-func (r *bucketReader) close() error        { return nil }
+func (r *bucketReader) files() int           { return len(r.names) }
+func (r *bucketReader) size(file int) int64  { return r.sizes[file] }
+func (r *bucketReader) stable() bool         { return false }
+func (r *bucketReader) mapped(file int) bool { return r.copied(file) != nil }
+
+func (r *bucketReader) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	r.index.Store(nil)
+	var errs []error
+	for _, c := range r.copies {
+		errs = append(errs, c.close())
+	}
+	r.copies = nil
+	return errors.Join(errs...)
+}
 
 func (r *bucketReader) open(ctx context.Context, name string) (io.ReadCloser, error) {
 	r.cache.metrics.requests.Inc()
@@ -133,6 +192,11 @@ func (r *bucketReader) loadOnce(ctx context.Context, file int, s span) ([]byte, 
 	if err := checkSpans(r.names[file], r.sizes[file], []span{s}); err != nil {
 		return nil, err
 	}
+	if c := r.copied(file); c != nil {
+		if b, ok := c.bytes(s); ok {
+			return b, nil
+		}
+	}
 	buf := make([]byte, s.n)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxParallel)
@@ -153,6 +217,11 @@ func (r *bucketReader) load(ctx context.Context, file int, spans []span) (*view,
 	if err := checkSpans(r.names[file], r.sizes[file], spans); err != nil {
 		return nil, err
 	}
+	if c := r.copied(file); c != nil {
+		if v := c.view(ctx, spans); v != nil {
+			return v, nil
+		}
+	}
 	l := &pageLoad{r: r, file: file, keys: newPageKeys(r.id, r.tag, file), pages: pagesOf(spans)}
 	total := l.layout()
 	if err := charge(ctx, total); err != nil {
@@ -166,6 +235,10 @@ func (r *bucketReader) load(ctx context.Context, file int, spans []span) (*view,
 }
 
 func (r *bucketReader) forget(file int, s span) {
+	if c := r.copied(file); c != nil && r.index.CompareAndSwap(c, nil) {
+		// It holds what the bucket gave, so that another one would hardly be better.
+		r.cache.indexes.refuse(r.id)
+	}
 	keys := newPageKeys(r.id, r.tag, file)
 	for _, p := range pagesOf([]span{s}) {
 		r.cache.del(keys.page(p))

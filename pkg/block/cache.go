@@ -47,6 +47,7 @@ type Cache struct {
 	pages   *fastcache.Cache // nil: nothing is kept
 	metrics *cacheMetrics
 	slots   chan struct{} // held during requests
+	indexes *IndexStore   // nil: there are no local copies
 
 	mu      sync.Mutex
 	flights map[pageKey]*flight
@@ -83,6 +84,9 @@ func NewCache(maxBytes int64, reg prometheus.Registerer) *Cache {
 
 // LimitRequests sets how many requests of all blocks are under way at the same time at most. It must be called before a block is opened.
 func (c *Cache) LimitRequests(n int) { c.slots = make(chan struct{}, max(n, 1)) }
+
+// UseIndexes lets blocks use local copies of their indexes. It must be called before a block is opened.
+func (c *Cache) UseIndexes(s *IndexStore) { c.indexes = s }
 
 // begin waits until another request may be made, which is to be ended by end.
 func (c *Cache) begin(ctx context.Context) error {

@@ -76,7 +76,7 @@ func loadHeader(ctx context.Context, r rangeReader, m *Meta) (*header, error) {
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.read(gctx, sectionsOf(h.toc)) })
-	if n := int64(h.toc.PostingsTable - h.toc.Postings); !known && n <= maxPostingsAhead {
+	if n := int64(h.toc.PostingsTable - h.toc.Postings); !known && n <= maxPostingsAhead && !r.mapped(indexFile) {
 		g.Go(func() error { return readAhead(gctx, r, span{int64(h.toc.Postings), n}) })
 	}
 	if err := g.Wait(); err != nil {

@@ -217,6 +217,9 @@ func (e *Engine) openBucket(d *dataPath) error {
 	d.folder = newBucketFolder(d.path, d.bucket, e.logger)
 	d.lister = block.NewLister(d.bucket)
 	d.cache = e.cache
+	if err := e.openIndexes(d); err != nil {
+		return errors.Join(err, d.bucket.Close())
+	}
 	d.runner, err = batch.NewRunner(batch.Options{
 		Bucket: d.bucket, Lister: d.lister, ScratchDir: filepath.Join(d.path, scratchDir),
 		Config: e.cfg.batchConfig(), Labels: e.cfg.Storage.externalLabels(), Uploaded: e.uploadedUpTo, Uploading: e.uploading,
@@ -341,6 +344,9 @@ func (e *Engine) show(ctx context.Context, mark uint64, visible []block.Meta, br
 		gaps = append(gaps, b)
 	}
 	e.data.synced.listing(e.set, mark, visible, opened, gaps, local)
+	if len(opened) > 0 {
+		signal(e.data.indexable)
+	}
 	return errors.Join(errs...)
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/exporter-toolkit/web"
 	"gopkg.in/yaml.v3"
 
+	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/claim"
 	"github.com/millrace/millrace/pkg/ingest"
 )
@@ -69,7 +70,9 @@ type BucketConfig struct {
 	File         string
 	Content      string
 	SyncInterval time.Duration
-	CacheBytes   int64
+	CacheBytes   int64 // of memory, for pages
+	IndexBytes   int64 // of disk, for copies of indexes
+	MaxRequests  int   // at the same time, for queries
 }
 
 // WebConfig is about the engine's own listener.
@@ -89,6 +92,7 @@ type QueryConfig struct {
 	MaxConcurrency int
 	LookbackDelta  time.Duration
 	MemoryLimit    int64
+	MaxBucketBytes int64 // that one query may fetch; 0 is no limit
 	Features       []string
 }
 
@@ -121,6 +125,7 @@ func (c *Config) Flags(cmd flagger) {
 	named(cmd.Flag("query.max-concurrency", "Most queries that run at once.").Default("20"), (*intValue)(&c.Query.MaxConcurrency))
 	durationVar(cmd.Flag("query.lookback-delta", "How long a sample stays current."), 5*time.Minute, &c.Query.LookbackDelta)
 	bytesVar(cmd.Flag("query.memory-limit", "Most memory that all running queries together may need; 0 is a quarter of the memory limit."), 0, &c.Query.MemoryLimit)
+	bytesVar(cmd.Flag("query.max-bucket-size", "Most bytes that one query may fetch from the bucket, which does not count what is cached; 0 is no limit."), 0, &c.Query.MaxBucketBytes)
 	named(cmd.Flag("enable-feature", "Comma-separated names of PromQL features, as in Prometheus."), (*listValue)(&c.Query.Features))
 
 	c.Batch.flags(cmd)
@@ -148,6 +153,8 @@ func (c *Config) bucketFlags(cmd flagger) {
 	cmd.Flag("objstore.config", "The bucket's configuration itself, in place of objstore.config-file.").StringVar(&c.Bucket.Content)
 	durationVar(cmd.Flag("objstore.sync-interval", "How often the bucket is listed for blocks that others wrote."), time.Minute, &c.Bucket.SyncInterval)
 	bytesVar(cmd.Flag("objstore.cache-size", "Memory for pages of the bucket's objects."), 256<<20, &c.Bucket.CacheBytes)
+	bytesVar(cmd.Flag("objstore.index-cache-size", "Disk space below the data path for copies of the indexes of the bucket's blocks; 0 keeps none."), 4<<30, &c.Bucket.IndexBytes)
+	named(cmd.Flag("objstore.max-requests", "Most requests that queries make to the bucket at the same time.").Default(fmt.Sprint(block.DefaultRequests)), (*intValue)(&c.Bucket.MaxRequests))
 }
 
 // The least memory with which the engine gets anywhere: below, the collector would never rest, and every request would seal a generation.
@@ -202,6 +209,7 @@ func (c *Config) Validate() error {
 	}
 	for name, n := range map[string]int64{
 		"query.max-samples": int64(c.Query.MaxSamples), "query.max-concurrency": int64(c.Query.MaxConcurrency), "query.timeout": int64(c.Query.Timeout),
+		"objstore.max-requests": int64(c.Bucket.MaxRequests),
 	} {
 		if n <= 0 {
 			return fmt.Errorf("--%s: must be above 0", name)

@@ -87,6 +87,7 @@ type Engine struct {
 
 	cache        *block.Cache
 	batchMetrics *batch.Metrics
+	indexMetrics *block.IndexMetrics
 	listening    atomic.Value // net.Addr
 
 	// unreadable counts, by generation, failed replays that the disk is to blame for; of the goroutine that opens the engine.

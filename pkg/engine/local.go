@@ -240,6 +240,7 @@ func (e *Engine) firstLocal() *localBlock {
 
 // moveToBucket lets the bucket's copy take the place of the local one in one step; the folder goes when its last reader has left.
 func (e *Engine) moveToBucket(ctx context.Context, b *localBlock) error {
+	e.adoptIndex(b)
 	src, err := e.openBucketBlock(ctx, b.meta)
 	if err != nil {
 		return fmt.Errorf("open uploaded block %s: %w", b.meta.ULID, err)

@@ -31,6 +31,7 @@ const (
 	blocksDir  = "blocks"
 	bucketDir  = "bucket"
 	scratchDir = "scratch"
+	indexesDir = "indexes"
 	lostDir    = "quarantine"
 )
 
@@ -49,6 +50,8 @@ type dataPath struct {
 	folder     *bucketFolder // where the bucket is one; else nil
 	lister     *block.Lister
 	cache      *block.Cache
+	indexes    *block.IndexStore // nil where the bucket is a folder, or where the user wants none
+	indexable  chan struct{}     // a token: there are new blocks in the bucket
 	runner     *batch.Runner
 	full       chan struct{} // a token: the active generation is full, or sealNow is set
 	sealNow    atomic.Bool   // the log cannot be trusted with what it holds, or there is no room for more, or a seal failed
@@ -86,6 +89,9 @@ func (e *Engine) open(ctx context.Context) {
 	e.loop("upload", func(ctx context.Context) { every(ctx, uploadInterval, e.uploadable, e.uploadAll) })
 	e.loop("bucket", func(ctx context.Context) { every(ctx, e.cfg.Bucket.SyncInterval, nil, e.syncOnSchedule) })
 	e.loop("writer", e.claimOnSchedule)
+	if e.data.indexes != nil {
+		e.loop("indexes", func(ctx context.Context) { every(ctx, e.cfg.Bucket.SyncInterval, e.data.indexable, e.copyIndexes) })
+	}
 	e.loop("disk", func(ctx context.Context) {
 		every(ctx, time.Second, nil, func(context.Context) { e.measureDisk() })
 	})
@@ -160,7 +166,7 @@ func (e *Engine) openPath() (*dataPath, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--storage.path=%s: %w", e.cfg.Storage.Path, err)
 	}
-	d := &dataPath{path: path, lock: lock, full: make(chan struct{}, 1), synced: newBucketState(), begun: map[uint64]bool{}}
+	d := &dataPath{path: path, lock: lock, full: make(chan struct{}, 1), indexable: make(chan struct{}, 1), synced: newBucketState(), begun: map[uint64]bool{}}
 	every, interval, err := e.cfg.Storage.walSync()
 	if err == nil {
 		err = e.openBucket(d)

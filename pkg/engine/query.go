@@ -18,7 +18,10 @@ func (e *Engine) openQueries(memory int64) error {
 		limit = memory / 4
 	}
 	pool := serving.NewMemoryPool(limit)
+	pool.LimitFetch(e.cfg.Query.MaxBucketBytes)
 	e.cache = block.NewCache(e.cfg.Bucket.CacheBytes, e.reg)
+	e.cache.LimitRequests(e.cfg.Bucket.MaxRequests)
+	e.indexMetrics = block.NewIndexMetrics(e.reg)
 	e.batchMetrics = batch.NewMetrics(e.reg)
 	e.queryable = serving.NewQueryable(e.set, serving.Options{
 		Horizon: e.horizon, Memory: pool, ExternalLabels: labels.FromMap(e.cfg.Storage.ExternalLabels), LookbackDelta: e.cfg.Query.LookbackDelta,

@@ -166,7 +166,7 @@ type query struct {
 func (w *query) Exec(ctx context.Context) *promql.Result {
 	res := w.exec(ctx)
 	if res.Err != nil {
-		res.Err = w.e.explain(ctx, res.Err)
+		res.Err = w.e.explain(ctx, w.String(), res.Err)
 		w.budget.Close()
 		return res
 	}
@@ -248,10 +248,14 @@ func (w *query) current() promql.Query {
 }
 
 // explain gives errors the type and text that a user should see.
-func (e *Engine) explain(ctx context.Context, err error) error {
+func (e *Engine) explain(ctx context.Context, qs string, err error) error {
 	var memory *MemoryError
 	var samples promql.ErrTooManySamples
+	var fetch *FetchError
 	switch {
+	case errors.As(err, &fetch):
+		e.metrics.refused.WithLabelValues("bucket").Inc()
+		return &FetchError{Limit: fetch.Limit, Query: shorten(qs)}
 	case errors.As(err, &memory):
 		limit := "memory"
 		if memory.Busy {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 )
 
 // ErrMemory is what every error of a Budget is.
@@ -19,7 +20,8 @@ const (
 
 // MemoryPool is the memory that all queries of a process share, in bytes. It counts estimates; it does not allocate.
 type MemoryPool struct {
-	limit int64
+	limit      int64
+	fetchLimit int64 // of each budget
 
 	mu   sync.Mutex
 	used int64
@@ -43,9 +45,11 @@ func (p *MemoryPool) Limit() int64 { return p.limit }
 // NewBudget returns the empty budget of one query. It must be closed.
 func (p *MemoryPool) NewBudget() *Budget { return &Budget{pool: p} }
 
-// Budget is what one query holds of a MemoryPool. It is safe for concurrent use, and is a block.Budget.
+// Budget is what one query holds of a MemoryPool, and what it has fetched from the bucket. It is safe for concurrent use, and is a block.Budget
+// and a block.Meter.
 type Budget struct {
-	pool *MemoryPool
+	pool    *MemoryPool
+	fetched atomic.Int64
 
 	// Guarded by pool.mu.
 	used   int64
@@ -109,7 +113,10 @@ func (b *Budget) shrink(n int64) {
 }
 
 // Close gives everything back. The budget can be used again.
-func (b *Budget) Close() { b.shrink(0) }
+func (b *Budget) Close() {
+	b.shrink(0)
+	b.fetched.Store(0)
+}
 
 // MemoryError says that a query was stopped because it would need too much memory, or more than the other queries leave.
 type MemoryError struct {

@@ -20,7 +20,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		})),
 		refused: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_serving_refused_total",
-			Help: "Queries that were stopped by a limit: the memory of one query, the memory that others leave, or the number of samples.",
+			Help: "Queries that were stopped by a limit: the memory of one query, the memory that others leave, the number of samples, or the bytes read of the bucket.",
 		}, []string{"limit"})),
 	}
 }

@@ -196,7 +196,7 @@ func (q *querier) sources(ctx context.Context, mint, maxt int64) []*member {
 
 // during returns ctx, charged to b, that also ends when the querier is closed.
 func (q *querier) during(ctx context.Context, b *Budget) context.Context {
-	ctx, cancel := context.WithCancel(block.WithBudget(ctx, b))
+	ctx, cancel := context.WithCancel(block.WithMeter(block.WithBudget(ctx, b), b))
 	context.AfterFunc(q.stop, cancel)
 	return ctx
 }
