@@ -8,8 +8,11 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/alecthomas/kingpin/v2"
+	"github.com/prometheus/common/config"
+	"github.com/prometheus/prometheus/promql/parser"
 
 	"github.com/millrace/millrace/pkg/engine"
 	"github.com/millrace/millrace/pkg/ingest"
@@ -26,6 +29,14 @@ type importCommand struct {
 	from, to    boundValue
 
 	directory, text string
+	remote          remoteFlags
+}
+
+// remoteFlags say what to read from another server.
+type remoteFlags struct {
+	url, match, httpFile string
+	labels               map[string]string
+	timeout              time.Duration
 }
 
 // boundValue is the value of a flag for a moment, which may be left out.
@@ -55,12 +66,15 @@ func (c *importCommand) commands(app *kingpin.Application) map[string]func(conte
 	blocks.Arg("directory", "Data directory of the server, or a snapshot of it.").Required().StringVar(&c.directory)
 	text := parent.Command("openmetrics", "Import text in the OpenMetrics format, with timestamps, compressed with gzip or not.")
 	text.Arg("file", "File with the text; without it, or with -, it is read from the standard input.").StringVar(&c.text)
-	for _, cmd := range []*kingpin.CmdClause{blocks, text} {
+	remote := parent.Command("remote-read", "Import what a Prometheus server answers to remote reads. --min-time must be given.")
+	c.remote.flags(remote)
+	for _, cmd := range []*kingpin.CmdClause{blocks, text, remote} {
 		c.flags(cmd)
 	}
 	return map[string]func(context.Context, *migrate.Importer) error{
 		blocks.FullCommand(): func(ctx context.Context, im *migrate.Importer) error { return im.Blocks(ctx, c.directory) },
 		text.FullCommand():   c.importText,
+		remote.FullCommand(): c.remote.run,
 	}
 }
 
@@ -75,6 +89,32 @@ func (c *importCommand) flags(cmd *kingpin.CmdClause) {
 	cmd.Flag("ingest.max-labels", "Most labels a series may have.").Default(fmt.Sprint(d.MaxLabels)).IntVar(&c.limits.MaxLabels)
 	cmd.Flag("ingest.max-label-name-length", "Longest name of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelName)).IntVar(&c.limits.MaxLabelName)
 	cmd.Flag("ingest.max-label-value-length", "Longest value of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelValue)).IntVar(&c.limits.MaxLabelValue)
+}
+
+func (r *remoteFlags) flags(cmd *kingpin.CmdClause) {
+	cmd.Arg("url", "The server, such as http://prometheus:9090; or, ending in /read, where remote reads go.").Required().StringVar(&r.url)
+	cmd.Flag("match", "Selector of the series, such as {job=\"node\"}; all if not given.").StringVar(&r.match)
+	cmd.Flag("http.config.file", "File with authentication, TLS and proxy for the server, in the format of promtool.").StringVar(&r.httpFile)
+	cmd.Flag("remote-read.external-label", "External label of the server, as name=value; repeatable. It adds these to what it answers; they are taken away again.").SetValue((*engine.Labels)(&r.labels))
+	cmd.Flag("remote-read.timeout", "Longest time a request may take; after it, less is asked for.").Default("5m").SetValue((*engine.Duration)(&r.timeout))
+}
+
+func (r *remoteFlags) run(ctx context.Context, im *migrate.Importer) error {
+	from := migrate.RemoteRead{URL: r.url, HTTP: config.DefaultHTTPClientConfig, Timeout: r.timeout, ExternalLabels: r.labels}
+	if r.httpFile != "" {
+		c, _, err := config.LoadHTTPConfigFile(r.httpFile)
+		if err != nil {
+			return fmt.Errorf("--http.config.file=%s: %w", r.httpFile, err)
+		}
+		from.HTTP = *c
+	}
+	if r.match != "" {
+		var err error
+		if from.Matchers, err = parser.NewParser(parser.Options{}).ParseMetricSelector(r.match); err != nil {
+			return fmt.Errorf("--match=%s: %w", r.match, err)
+		}
+	}
+	return im.RemoteRead(ctx, from)
 }
 
 func (c *importCommand) importText(ctx context.Context, im *migrate.Importer) error {
