@@ -119,7 +119,7 @@ func (r *remoteFlags) run(ctx context.Context, im *migrate.Importer) error {
 
 func (c *importCommand) importText(ctx context.Context, im *migrate.Importer) error {
 	if c.text == "" || c.text == "-" {
-		return im.OpenMetrics(ctx, os.Stdin, "standard input", 0)
+		return im.OpenMetrics(ctx, interruptible(ctx, os.Stdin), "standard input", 0)
 	}
 	f, err := os.Open(c.text)
 	if err != nil {
@@ -131,6 +131,17 @@ func (c *importCommand) importText(ctx context.Context, im *migrate.Importer) er
 		size = info.Size()
 	}
 	return im.OpenMetrics(ctx, f, c.text, size)
+}
+
+// interruptible ends reading with ctx. What waits for more of a pipe does not hear of signals; that goroutine ends with the process.
+func interruptible(ctx context.Context, r io.Reader) io.Reader {
+	out, in := io.Pipe()
+	go func() {
+		_, err := io.Copy(in, r)
+		_ = in.CloseWithError(err) // never fails
+	}()
+	context.AfterFunc(ctx, func() { _ = out.CloseWithError(ctx.Err()) }) // never fails
+	return out
 }
 
 // run does one import and says what it did.
