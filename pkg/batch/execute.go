@@ -16,12 +16,6 @@ import (
 	"github.com/millrace/millrace/pkg/merge"
 )
 
-const (
-	// minSegment and maxSegment bound the size of chunk files, whose space is taken when they are begun.
-	minSegment = 4 << 20
-	maxSegment = 512 << 20
-)
-
 // errAbandoned says that a job is not worth doing any more: others did its work.
 var errAbandoned = errors.New("others did this work")
 
@@ -163,7 +157,6 @@ func (e *execution) write(ctx context.Context, m block.Meta, w window, digest *b
 		inputs []block.Input
 		counts []*inputCount
 		series uint64
-		size   int64
 	)
 	for _, in := range e.job.contributors(w) {
 		b, err := e.input(ctx, in)
@@ -174,18 +167,16 @@ func (e *execution) write(ctx context.Context, m block.Meta, w window, digest *b
 		counts = append(counts, count)
 		inputs = append(inputs, countedInput{Block: b, seen: &e.tracker.seriesDone, count: count})
 		series += in.Stats.NumSeries
-		size += in.Size()
 	}
 	e.tracker.seriesDone.Store(0)
 	e.tracker.series.Store(int64(series))
 	defer e.tracker.series.Store(0)
 	ctx = block.WithReadAhead(ctx, e.config.readAhead(len(inputs)))
 	m, err := block.Write(ctx, e.o.ScratchDir, m, inputs, block.WriteOptions{
-		SegmentSize: min(maxSegment, max(minSegment, size)),
-		Encode:      merge.EncodeOptions{StartTimestamps: e.job.StartTimestamps, JoinBelow: joinBelow},
-		Check:       true,
-		Parallel:    true,
-		Digest:      digest,
+		Encode:   merge.EncodeOptions{StartTimestamps: e.job.StartTimestamps, JoinBelow: joinBelow},
+		Check:    true,
+		Parallel: true,
+		Digest:   digest,
 	})
 	if err != nil && !errors.Is(err, block.ErrEmpty) {
 		return m, err

@@ -24,7 +24,7 @@ const (
 
 // codeVersion is part of the ids of outputs. It changes whenever the same inputs would give different bytes, so that an
 // output of another version is never taken for one of this.
-const codeVersion = 2
+const codeVersion = 3
 
 // Kind is what a job does.
 type Kind string

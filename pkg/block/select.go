@@ -279,6 +279,9 @@ func (s *seriesSet) loadSegment(ctx context.Context, chks []wanted) error {
 		return fmt.Errorf("%w: reference to chunk segment %d of %d", ErrCorrupt, segment, s.b.r.files()-1)
 	}
 	file := int(segment) + 1
+	if s.b.r.stable() {
+		return s.mapSegment(ctx, file, chks)
+	}
 	at := make([]item, len(chks))
 	for i, w := range chks {
 		_, off := unpackRef(w.meta.Ref)
@@ -305,6 +308,35 @@ func (s *seriesSet) loadSegment(ctx context.Context, chks []wanted) error {
 		}
 		if w.meta.Chunk, err = chunkenc.FromData(chunkenc.Encoding(content[0]), content[1:]); err != nil {
 			return fmt.Errorf("%w: chunk at byte %d of segment %d: %w", ErrCorrupt, at[i].off, segment, err)
+		}
+	}
+	return nil
+}
+
+// mapSegment is loadSegment where all of the file is at hand.
+func (s *seriesSet) mapSegment(ctx context.Context, file int, chks []wanted) error {
+	size := s.b.r.size(file)
+	whole, err := s.b.r.load(ctx, file, []span{{0, size}})
+	if err != nil {
+		return fmt.Errorf("read chunks: %w", err)
+	}
+	defer whole.release()
+	b := whole.from(0)
+	for _, w := range chks {
+		_, off := unpackRef(w.meta.Ref)
+		if off >= size {
+			return fmt.Errorf("%w: reference to byte %d of segment %d, which has %d", ErrCorrupt, off, file-1, size)
+		}
+		n, ok := chunkFraming.length(b[off:min(off+maxFrame, size)])
+		if !ok || n > size-off {
+			return fmt.Errorf("%w: chunk at byte %d of segment %d has length %d", ErrCorrupt, off, file-1, n)
+		}
+		content, err := chunkFraming.content(b[off : off+n : off+n])
+		if err != nil {
+			return fmt.Errorf("chunk at byte %d of segment %d: %w", off, file-1, err)
+		}
+		if w.meta.Chunk, err = chunkenc.FromData(chunkenc.Encoding(content[0]), content[1:]); err != nil {
+			return fmt.Errorf("%w: chunk at byte %d of segment %d: %w", ErrCorrupt, off, file-1, err)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package block
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +15,6 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
-	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/tsdb/fileutil"
 	"github.com/prometheus/prometheus/tsdb/index"
 
@@ -30,8 +30,7 @@ type Input interface {
 
 // WriteOptions say how a block is written. The zero value is right for all but tests and special cases.
 type WriteOptions struct {
-	// SegmentSize is the size of chunk files in bytes. The space is taken when a file is begun, so it should not be much more
-	// than the block needs. 0 is 64 MB for level 0 and 512 MB, Prometheus's own value, above.
+	// SegmentSize is the size of chunk files in bytes; 0 is 512 MB, Prometheus's own value.
 	SegmentSize int64
 	// Encode says what chunks look like that have to be encoded anew.
 	Encode merge.EncodeOptions
@@ -98,7 +97,7 @@ type writer struct {
 	inputs []Input
 	o      WriteOptions
 
-	chunks     *chunks.Writer
+	chunks     chunkWriter
 	index      *index.Writer
 	symbols    int
 	mint, maxt int64 // of the samples written
@@ -162,14 +161,8 @@ func closing(err *error, f func() error) {
 
 // data writes chunks and index.
 func (w *writer) data() (err error) {
-	size := w.o.SegmentSize
-	if size <= 0 && w.meta.Level() == 0 {
-		size = 64 << 20
-	}
-	if w.chunks, err = chunks.NewWriter(filepath.Join(w.dir, ChunksDirname), chunks.WithSegmentSize(size)); err != nil {
-		return fmt.Errorf("begin chunks: %w", err)
-	}
-	defer closing(&err, w.chunks.Close)
+	w.chunks = chunkWriter{dir: filepath.Join(w.dir, ChunksDirname), size: cmp.Or(w.o.SegmentSize, defaultSegment)}
+	defer closing(&err, w.chunks.close)
 	if w.index, err = index.NewWriter(w.ctx, filepath.Join(w.dir, IndexFilename)); err != nil {
 		return fmt.Errorf("begin index: %w", err)
 	}

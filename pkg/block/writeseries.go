@@ -148,7 +148,7 @@ func (w *writer) writeSome(b *mergedSeries) error {
 }
 
 func (w *writer) addSeries(ref storage.SeriesRef, lset labels.Labels, chks []chunks.Meta) error {
-	if err := w.chunks.WriteChunks(chks...); err != nil {
+	if err := w.chunks.write(chks); err != nil {
 		return err
 	}
 	if err := w.index.AddSeries(ref, lset, chks...); err != nil {
