@@ -25,13 +25,14 @@ import (
 
 // bucketCommand is what the commands that work on a bucket without an engine share.
 type bucketCommand struct {
-	file, path string
-	force      bool
-	scratch    string
-	retention  time.Duration
-	recomputed timeRange
-	quarantine bool
-	batch      engine.BatchConfig
+	file, path    string
+	force         bool
+	scratch       string
+	retention     time.Duration
+	retentionSize int64
+	recomputed    timeRange
+	quarantine    bool
+	batch         engine.BatchConfig
 }
 
 func (b *bucketCommand) flags(c *kingpin.CmdClause) {
@@ -47,6 +48,7 @@ func (b *bucketCommand) runFlags(c *kingpin.CmdClause) {
 func (b *bucketCommand) jobFlags(c *kingpin.CmdClause) {
 	c.Flag("batch.scratch-path", "Folder for blocks that are being made; by default one of the system's temporary folders.").StringVar(&b.scratch)
 	c.Flag("storage.retention.time", "How long samples are kept; 0 is for ever.").Default("0s").SetValue((*engine.Duration)(&b.retention))
+	c.Flag("storage.retention.size", "Most bytes of blocks in the bucket that are kept, oldest removed first; 0 is any number.").Default("0B").SetValue((*engine.Bytes)(&b.retentionSize))
 	b.batch.JobFlags(c)
 }
 
@@ -95,7 +97,7 @@ func (b *bucketCommand) withJobs(stderr io.Writer, do func(batch.Options) error)
 		return err
 	}
 	jobs := b.batch.Jobs()
-	jobs.Retention = b.retention
+	jobs.Retention, jobs.RetentionSize = b.retention, b.retentionSize
 	bkt, err := b.open()
 	if err != nil {
 		return err

@@ -17,6 +17,9 @@ type Config struct {
 	// Retention is the age from which samples need not be kept; a block goes when all of its samples have reached it. 0 is
 	// for ever.
 	Retention time.Duration
+	// RetentionSize is how many bytes the blocks that count may have together; the oldest ones go first, and never the newest. 0 is
+	// any number.
+	RetentionSize int64
 	// DeletionDelay is how long a block stays in the bucket after it was marked for deletion. Readers that listed the
 	// bucket before use it until then.
 	DeletionDelay time.Duration
@@ -112,6 +115,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("retention %s must be 0 (for ever) or at least 2h", c.Retention)
 	case c.KeepLevel0 < 0:
 		return fmt.Errorf("level-0 blocks cannot be kept for %s", c.KeepLevel0)
+	case c.RetentionSize < 0:
+		return fmt.Errorf("retention of %d bytes is negative", c.RetentionSize)
 	case c.SyncInterval <= 0 || c.QueryTimeout <= 0:
 		return errors.New("sync interval and query timeout must be above 0")
 	case c.PartialAge < time.Hour:

@@ -74,7 +74,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	for level := 1; level <= fortnights.level; level++ {
 		m.written.WithLabelValues(strconv.Itoa(level))
 	}
-	for _, reason := range []string{reasonReplaced, reasonRetention, reasonEmpty} {
+	for _, reason := range []string{reasonReplaced, reasonRetention, reasonSize, reasonEmpty} {
 		m.marked.WithLabelValues(reason)
 	}
 	return m
@@ -91,5 +91,6 @@ const (
 const (
 	reasonReplaced  = "replaced"
 	reasonRetention = "retention"
+	reasonSize      = "retention-size"
 	reasonEmpty     = "empty"
 )

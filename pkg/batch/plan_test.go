@@ -280,6 +280,7 @@ func TestConfigValidate(t *testing.T) {
 		{func(c *Config) { c.DeletionDelay = 3 * time.Minute }, "at least 4m0s"},
 		{func(c *Config) { c.PartialAge = time.Minute }, "at least 1h"},
 		{func(c *Config) { c.MaxInputs = 1 }, "at least 2 inputs"},
+		{func(c *Config) { c.RetentionSize = -1 }, "negative"},
 		{func(c *Config) { c.MemoryLimit = 1 << 20 }, "memory limit"},
 		{func(c *Config) { c.MaxBlockSize = -1 }, "size of blocks"},
 		{func(c *Config) { c.LateMergeShare = -0.1 }, "above 0 and at most 1"},

@@ -32,6 +32,8 @@ const (
 	minute = time.Minute
 	hour   = time.Hour
 	day    = 24 * time.Hour
+
+	fortnight = 14 * day
 )
 
 func TestCompactsToWindowsAndDays(t *testing.T) {
@@ -214,10 +216,40 @@ func TestRetentionAndGrace(t *testing.T) {
 	w.advance(61 * minute)
 	s = w.run(r, true)
 	require.Equal(t, 5, s.Deleted)
-	require.Len(t, w.listed(), 2)
+	require.Len(t, w.visible(), 2) // around midnight, a day may have been compacted by now
 	require.InDelta(t, 5, testutil.ToFloat64(r.metrics.deleted), 0)
 	require.InDelta(t, 2, testutil.ToFloat64(r.metrics.marked.WithLabelValues(reasonRetention)), 0)
 	require.Equal(t, float64(w.clock().UnixMilli())/1e3, testutil.ToFloat64(r.metrics.lastSuccess))
+}
+
+// TestRetentionBySize removes the oldest windows until the rest is small enough, and what came late for a window with it.
+func TestRetentionBySize(t *testing.T) {
+	w := newWorld(t, objstore.NewInMemBucket(), time.Now().UTC().Truncate(fortnight).Add(10*day))
+	r := w.runner(func(o *Options) { o.Config.LateMergeShare = 1 })
+	w.generation([]string{"a", "b"}, 0, 20*day, 21*day, 50*day)
+	w.run(r, true)
+	w.generation([]string{"c"}, 50*day)
+	w.run(r, true)
+	fortnights := 0
+	total := int64(0)
+	for _, m := range w.visible() {
+		total += m.Size()
+		if m.Level() == 3 {
+			fortnights++
+		}
+	}
+	require.Equal(t, 2, fortnights, w.shape())
+	require.Len(t, w.visible(), 4, "and what came late for one of them, and the newest: %s", w.shape())
+
+	limited := func(limit int64) *Runner {
+		return w.runner(func(o *Options) { o.Config.LateMergeShare, o.Config.RetentionSize = 1, limit })
+	}
+	require.Zero(t, w.run(limited(total), true).Marked)
+	reg := limited(total - 1)
+	require.Equal(t, 2, w.run(reg, true).Marked, "the oldest, with what came late for it")
+	require.InDelta(t, 2, testutil.ToFloat64(reg.metrics.marked.WithLabelValues(reasonSize)), 0)
+	require.Equal(t, 1, w.run(limited(1), true).Marked, "the newest stays")
+	require.Zero(t, w.run(limited(1), true).Marked)
 }
 
 func TestPartialUploads(t *testing.T) {

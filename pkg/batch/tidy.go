@@ -1,11 +1,13 @@
 package batch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -92,12 +94,58 @@ func (u *run) mark(ctx context.Context, l *listing) error {
 	for _, id := range superseded(l.blocks) {
 		mark(id, reasonReplaced, "replaced by a compaction")
 	}
-	for _, m := range visible(l.blocks) {
-		if expired(&m, l.at.UnixMilli(), u.config.Retention) {
+	kept := slices.DeleteFunc(visible(l.blocks), func(m block.Meta) bool {
+		old := expired(&m, l.at.UnixMilli(), u.config.Retention)
+		if old {
 			mark(m.ULID, reasonRetention, fmt.Sprintf("all samples are older than the retention of %s", u.config.Retention))
 		}
+		return old
+	})
+	for _, m := range tooMuch(kept, u.config.RetentionSize) {
+		mark(m.ULID, reasonSize, fmt.Sprintf("it is among the oldest, and all blocks together had more than the retention of %d bytes", u.config.RetentionSize))
 	}
 	return errors.Join(errs...)
+}
+
+// tooMuch returns the oldest blocks that have to go for the rest to have limit bytes; 0 is no limit. What came late for a window
+// goes with the window's block. Those that end last stay in any case.
+func tooMuch(metas []block.Meta, limit int64) []block.Meta {
+	if limit == 0 {
+		return nil
+	}
+	ends := endsOf(metas)
+	metas = slices.Clone(metas)
+	slices.SortStableFunc(metas, func(a, b block.Meta) int { return cmp.Compare(ends[b.ULID], ends[a.ULID]) })
+	var size int64
+	for i := 0; i < len(metas); {
+		n := i
+		for ; n < len(metas) && ends[metas[n].ULID] == ends[metas[i].ULID]; n++ {
+			size += metas[n].Size()
+		}
+		if size > limit && i > 0 {
+			return metas[i:]
+		}
+		i = n
+	}
+	return nil
+}
+
+// endsOf returns when blocks end or, where one lies in the window of a block of a higher level, that window.
+func endsOf(metas []block.Meta) map[ulid.ULID]int64 {
+	of := map[window]bool{}
+	for _, m := range metas {
+		of[window{m.MinTime, m.MaxTime}] = true
+	}
+	ends := make(map[ulid.ULID]int64, len(metas))
+	for _, m := range metas {
+		ends[m.ULID] = m.MaxTime
+		for _, t := range []tier{windows, days, fortnights} {
+			if w := windowAt(m.MinTime, t.width); w.holds(&m) && of[w] {
+				ends[m.ULID] = w.max
+			}
+		}
+	}
+	return ends
 }
 
 func (u *run) deleteMarked(ctx context.Context, l *listing) error {

@@ -89,7 +89,7 @@ func (e *Engine) RunBatchJob(ctx context.Context, wait bool) (Job, error) {
 
 func (c *Config) batchConfig() batch.Config {
 	b := c.Batch.Jobs()
-	b.Retention, b.StartTimestamps = c.Storage.Retention, c.Storage.StartTimestamps
+	b.Retention, b.RetentionSize, b.StartTimestamps = c.Storage.Retention, c.Storage.RetentionSize, c.Storage.StartTimestamps
 	b.SyncInterval, b.QueryTimeout = c.Bucket.SyncInterval, c.Query.Timeout
 	return b
 }

@@ -54,6 +54,7 @@ type StorageConfig struct {
 	WALSync         string // "every" or "interval:DURATION"
 	LocalLimit      int64  // bytes below Path, the bucket's default folder not counted
 	Retention       time.Duration
+	RetentionSize   int64 // bytes
 	StartTimestamps bool
 	ExternalLabels  map[string]string
 }
@@ -141,6 +142,7 @@ func (c *Config) storageFlags(cmd flagger) {
 	cmd.Flag("storage.wal-sync", "When the log is synced to the disk: 'every' before each answer, or 'interval:100ms'.").Default("interval:100ms").StringVar(&c.Storage.WALSync)
 	bytesVar(cmd.Flag("storage.local-limit", "Most bytes of log and local blocks that wait for the bucket; beyond it writes get 503."), 20<<30, &c.Storage.LocalLimit)
 	durationVar(cmd.Flag("storage.retention.time", "How long samples are kept; 0 is for ever."), 0, &c.Storage.Retention)
+	bytesVar(cmd.Flag("storage.retention.size", "Most bytes of blocks in the bucket that are kept, oldest removed first; 0 is any number."), 0, &c.Storage.RetentionSize)
 	cmd.Flag("storage.start-timestamps", "Keep start timestamps, in chunk encodings that Prometheus before 3.10, Thanos and Mimir cannot read.").BoolVar(&c.Storage.StartTimestamps)
 	named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*Labels)(&c.Storage.ExternalLabels))
 	durationVar(cmd.Flag("speed.seal-interval", "A generation is sealed at multiples of this time."), 30*time.Minute, &c.Speed.SealInterval)

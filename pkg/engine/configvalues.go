@@ -150,6 +150,9 @@ func (a *ageValue) String() string {
 	return model.Duration(*a).String()
 }
 
+// Bytes is the value of a flag for a size, written as Prometheus does: 512MB, 10GB.
+type Bytes = bytesValue
+
 // bytesValue reads sizes as Prometheus writes them: 512MB, 10GB, in powers of 1,024.
 type bytesValue int64
 
