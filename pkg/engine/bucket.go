@@ -209,7 +209,7 @@ func (u *unknownBlocks) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error)
 func (e *Engine) openBucket(d *dataPath) error {
 	config, from, err := e.bucketConfig(d.path)
 	if err == nil {
-		d.bucket, err = newBucket(config)
+		d.bucket, err = makeBucket(config)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", from, err)

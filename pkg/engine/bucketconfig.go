@@ -46,6 +46,9 @@ func OpenBucket(config []byte) (objstore.Bucket, error) {
 	return b, nil
 }
 
+// makeBucket makes the engine's bucket; tests put another one in its place.
+var makeBucket = newBucket
+
 func newBucket(config []byte) (objstore.Bucket, error) {
 	var c bucketSettings
 	// A folder is served by our own bucket, which syncs what is uploaded and maps what is read.
