@@ -25,7 +25,7 @@ const (
 	// maxPiecePages bounds one request to 4 MB, so that large reads run in parallel.
 	maxPiecePages = 1000
 	// maxParallel is the number of requests one read makes at a time, as far as the cache allows so many.
-	maxParallel = 32
+	maxParallel = DefaultRequests
 )
 
 // bucketReader reads a block's files by range requests, through the cache.
