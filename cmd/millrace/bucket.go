@@ -37,6 +37,7 @@ type bucketCommand struct {
 
 func (b *bucketCommand) flags(c *kingpin.CmdClause) {
 	c.Flag("objstore.config-file", "File with the bucket's configuration, in the format of Thanos.").StringVar(&b.file)
+	c.Flag("bucket.config-file", "The same under another name.").Hidden().StringVar(&b.file)
 	c.Flag("storage.path", "Data path whose default bucket is meant when no configuration is given.").Default("data").StringVar(&b.path)
 }
 
@@ -111,9 +112,12 @@ func (b *bucketCommand) withJobs(stderr io.Writer, do func(batch.Options) error)
 		defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
 	}
 	reg := prometheus.NewRegistry()
+	metrics := batch.NewMetrics(reg)
+	logger, stop := showProgress(stderr, metrics.Status)
+	defer stop()
 	return do(batch.Options{
 		Bucket: bkt, Lister: block.NewLister(bkt), Cache: block.NewCache(64<<20, reg), ScratchDir: scratch,
-		Config: jobs, Metrics: batch.NewMetrics(reg), Logger: newLogger(stderr, "info", "logfmt"),
+		Config: jobs, Metrics: metrics, Logger: logger,
 	})
 }
 

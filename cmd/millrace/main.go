@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,12 +23,27 @@ import (
 func main() {
 	useBuildInfo()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process as it would any other
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	ended := ctx.Err() != nil
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "millrace:", err)
-		os.Exit(1)
+		os.Exit(exitCode(err, ended))
 	}
+}
+
+// Exit codes. What ended by a signal is as if it had not been begun, and can be run again.
+const (
+	exitFailed      = 1
+	exitInterrupted = 130 // what a shell has for commands that Ctrl-C ended
+)
+
+func exitCode(err error, signalled bool) int {
+	if signalled && errors.Is(err, context.Canceled) {
+		return exitInterrupted
+	}
+	return exitFailed
 }
 
 // run carries out the command line args. It returns when the command is done or ctx ends.

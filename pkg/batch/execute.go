@@ -168,8 +168,7 @@ func (e *execution) write(ctx context.Context, m block.Meta, w window, digest *b
 		inputs = append(inputs, countedInput{Block: b, seen: &e.tracker.seriesDone, count: count})
 		series += in.Stats.NumSeries
 	}
-	e.tracker.seriesDone.Store(0)
-	e.tracker.series.Store(int64(series))
+	e.tracker.nextWindow(int64(series))
 	defer e.tracker.series.Store(0)
 	ctx = block.WithReadAhead(ctx, e.config.readAhead(len(inputs)))
 	m, err := block.Write(ctx, e.o.ScratchDir, m, inputs, block.WriteOptions{

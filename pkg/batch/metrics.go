@@ -2,6 +2,7 @@ package batch
 
 import (
 	"strconv"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
@@ -24,6 +25,8 @@ type Metrics struct {
 	noRoom            prometheus.Counter
 	mismatches        prometheus.Counter
 	quarantined       prometheus.Gauge
+
+	runner atomic.Pointer[Runner] // the latest one that the metrics serve
 }
 
 // NewMetrics registers the metrics; reg may be nil.
@@ -66,6 +69,16 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "millrace_batch_blocks_quarantined", Help: "Blocks that cannot be read and take part in no job.",
 		}),
 	}
+	m.gauge(f, "jobs_planned", "Batch jobs that wait for the one that runs.", func(s *JobStatus) float64 { return oneIf(s.State == Planned) })
+	m.gauge(f, "jobs_running", "Batch jobs that run.", func(s *JobStatus) float64 { return oneIf(s.State == Running) })
+	m.gauge(f, "job_progress_ratio", "How far the batch job that runs has come, from 0 to 1.", whileRunning(func(s *JobStatus) float64 { return s.Progress }))
+	m.gauge(f, "job_series_per_second", "Series that the batch job that runs has read, by the time that it has taken.", whileRunning(func(s *JobStatus) float64 { return s.Rate }))
+	m.gauge(f, "job_remaining_seconds", "Estimated time to the end of the batch job that runs; 0 while there is no estimate.", whileRunning(func(s *JobStatus) float64 {
+		if s.Remaining == nil {
+			return 0
+		}
+		return *s.Remaining
+	}))
 	for _, kind := range []Kind{CompactLevel0, MergeWindow, CompactDay, CompactFortnight} {
 		for _, outcome := range []string{outcomeDone, outcomeFailed, outcomeAbandoned} {
 			m.jobs.WithLabelValues(string(kind), outcome)
@@ -78,6 +91,41 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		m.marked.WithLabelValues(reason)
 	}
 	return m
+}
+
+// Status is Runner.Status of the latest runner that was made with these metrics.
+func (m *Metrics) Status() []JobStatus {
+	if r := m.runner.Load(); r != nil {
+		return r.Status()
+	}
+	return nil
+}
+
+// gauge is the sum of what each job comes to when the metrics are gathered.
+func (m *Metrics) gauge(f promauto.Factory, name, help string, of func(*JobStatus) float64) {
+	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_batch_" + name, Help: help}, func() (sum float64) {
+		jobs := m.Status()
+		for i := range jobs {
+			sum += of(&jobs[i])
+		}
+		return sum
+	})
+}
+
+func whileRunning(of func(*JobStatus) float64) func(*JobStatus) float64 {
+	return func(s *JobStatus) float64 {
+		if s.State != Running {
+			return 0
+		}
+		return of(s)
+	}
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // Values of the label outcome.

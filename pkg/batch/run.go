@@ -108,10 +108,12 @@ func NewRunner(o Options) (*Runner, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Runner{
+	r := &Runner{
 		o: o, config: c, metrics: o.Metrics, log: o.Logger, now: o.Now,
 		turn: make(chan struct{}, 1), masters: block.NewLister(block.Masters(o.Bucket)), quarantine: map[ulid.ULID]QuarantinedBlock{}, failures: map[string]int{},
-	}, nil
+	}
+	o.Metrics.runner.Store(r)
+	return r, nil
 }
 
 // Summary says what a run did.

@@ -38,7 +38,15 @@ type JobStatus struct {
 	Finished time.Time `json:"finished,omitzero"`
 	// Progress is from 0 to 1.
 	Progress float64 `json:"progress"`
-	Error    string  `json:"error,omitempty"`
+	// Windows are the blocks that the job makes; 0 while that is not known.
+	Windows     int64 `json:"windows"`
+	WindowsDone int64 `json:"windowsDone"`
+	// SeriesDone counts series that were read; one that several inputs or windows have counts in each. Rate is so many a second.
+	SeriesDone int64   `json:"seriesDone"`
+	Rate       float64 `json:"rate"`
+	// Remaining is the estimated time to the end in seconds, null while there is none.
+	Remaining *float64 `json:"remaining"`
+	Error     string   `json:"error,omitempty"`
 }
 
 // QuarantinedBlock is a block that takes part in no job for now.
@@ -55,6 +63,29 @@ type tracker struct {
 
 	windows, windowsDone atomic.Int64
 	series, seriesDone   atomic.Int64 // of the window at hand
+	seriesBefore         atomic.Int64 // of the windows before it
+}
+
+// nextWindow begins to count the series of another window.
+func (t *tracker) nextWindow(series int64) {
+	t.seriesBefore.Add(t.seriesDone.Swap(0))
+	t.series.Store(series)
+}
+
+// measure fills in what the counters tell at this moment. It is called with Runner.mu.
+func (t *tracker) measure(s *JobStatus, now time.Time) {
+	s.Progress = t.progress()
+	s.Windows, s.WindowsDone = t.windows.Load(), t.windowsDone.Load()
+	s.SeriesDone = t.seriesBefore.Load() + t.seriesDone.Load()
+	seconds := now.Sub(s.Started).Seconds()
+	if seconds <= 0 {
+		return
+	}
+	s.Rate = float64(s.SeriesDone) / seconds
+	if s.State == Running && s.Progress > 0 {
+		remaining := seconds * (1 - s.Progress) / s.Progress
+		s.Remaining = &remaining
+	}
 }
 
 func (t *tracker) progress() float64 {
@@ -77,7 +108,7 @@ func (r *Runner) Status() []JobStatus {
 	if r.running != nil {
 		s := r.running.status
 		s.Outputs = slices.Clone(s.Outputs)
-		s.Progress = r.running.progress()
+		r.running.measure(&s, r.now())
 		out = append(out, s)
 	}
 	out = append(out, r.planned...)
@@ -133,7 +164,7 @@ func (r *Runner) end(t *tracker, state State, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	t.status.State, t.status.Finished = state, r.now()
-	t.status.Progress = t.progress()
+	t.measure(&t.status, t.status.Finished)
 	if state == Done {
 		t.status.Progress = 1
 		delete(r.failures, t.status.ID)

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/oklog/ulid/v2"
-
 	"github.com/millrace/millrace/pkg/batch"
 )
 
@@ -41,6 +39,11 @@ func (e *Engine) runJobs(ctx context.Context, force bool) error {
 
 // RunBatch seals the active generation, brings it to the bucket, and runs all jobs that this makes due. It returns when that is done.
 func (e *Engine) RunBatch(ctx context.Context) error {
+	return e.runBatch(ctx, func(string) {})
+}
+
+// runBatch is RunBatch, which tells what it does just now.
+func (e *Engine) runBatch(ctx context.Context, detail func(string)) error {
 	if err := e.enter(); err != nil {
 		return err
 	}
@@ -48,17 +51,21 @@ func (e *Engine) RunBatch(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(e.ctx, cancel)()
+	detail("sealing the active generation")
 	if g := e.activeGeneration(); g != nil && g.mem.Stats().Samples > 0 {
 		if err := e.rotate(); err != nil {
 			return fmt.Errorf("seal: %w", err)
 		}
 	}
+	detail("writing local blocks")
 	if err := e.flushSealed(ctx); err != nil {
 		return err
 	}
+	detail("uploading")
 	if err := e.uploadOnce(ctx); err != nil {
 		return err
 	}
+	detail("running jobs")
 	return e.runJobs(ctx, true)
 }
 
@@ -70,21 +77,28 @@ type Job struct {
 
 // RunBatchJob is RunBatch for callers that may not want to wait: then it returns while the work goes on, and what goes wrong with it shows in health and layers.
 func (e *Engine) RunBatchJob(ctx context.Context, wait bool) (Job, error) {
-	job := Job{ID: ulid.Make().String(), State: "done"}
-	if wait {
-		return job, e.RunBatch(ctx)
-	}
 	if err := e.enter(); err != nil {
 		return Job{}, err
 	}
 	defer e.wg.Done()
-	job.State = "running"
+	c := e.calls.begin(time.Now())
+	job := Job{ID: c.ID, State: string(batch.Done)}
+	if wait {
+		return job, e.call(ctx, c)
+	}
+	job.State = string(batch.Running)
 	e.loop("batch", func(ctx context.Context) {
-		if err := e.RunBatch(ctx); ctx.Err() == nil {
+		if err := e.call(ctx, c); ctx.Err() == nil {
 			e.report("batch", err)
 		}
 	})
 	return job, nil
+}
+
+func (e *Engine) call(ctx context.Context, c *batch.JobStatus) error {
+	err := e.runBatch(ctx, func(text string) { e.calls.detail(c, text) })
+	e.calls.end(c, time.Now(), err)
+	return err
 }
 
 func (c *Config) batchConfig() batch.Config {

@@ -103,6 +103,7 @@ type Engine struct {
 	flushing sync.Mutex
 	uploads  sync.Mutex
 	disk     atomic.Pointer[diskUsage]
+	calls    calls
 	refusal  atomic.Pointer[error] // why writes are refused while another writer has the external labels
 
 	mu          sync.Mutex

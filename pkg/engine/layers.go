@@ -99,7 +99,7 @@ func (e *Engine) Layers() Layers {
 	for _, m := range inBucket {
 		l.Blocks = append(l.Blocks, describeBlock(m, "bucket", m.Size()))
 	}
-	l.Jobs = append(l.Jobs, e.data.runner.Status()...)
+	l.Jobs = append(append(l.Jobs, e.calls.status()...), e.data.runner.Status()...)
 	l.Watermarks = watermarks(l.Generations, inBucket)
 	l.Watermarks.setNewest(newestSpeed(l.Generations, local), newestBatch(inBucket, time.Now()))
 	if h := e.horizon(); h != minTime {
