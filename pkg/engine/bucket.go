@@ -215,6 +215,9 @@ func (e *Engine) openBucket(d *dataPath) error {
 		return fmt.Errorf("%s: %w", from, err)
 	}
 	d.folder = newBucketFolder(d.path, d.bucket, e.logger)
+	if e.wrapBucket != nil {
+		d.bucket = e.wrapBucket(d.bucket)
+	}
 	d.lister = block.NewLister(d.bucket)
 	d.cache = e.cache
 	if err := e.openIndexes(d); err != nil {

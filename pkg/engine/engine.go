@@ -38,6 +38,7 @@ import (
 	"github.com/prometheus/prometheus/model/metadata"
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/storage"
+	"github.com/thanos-io/objstore"
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
@@ -92,6 +93,8 @@ type Engine struct {
 
 	// unreadable counts, by generation, failed replays that the disk is to blame for; of the goroutine that opens the engine.
 	unreadable map[uint64]int
+
+	wrapBucket func(objstore.Bucket) objstore.Bucket // of tests; nil leaves the bucket as it is
 
 	prepared prepared  // what Prepare took, for the first attempts of the background work
 	data     *dataPath // what opening made; nil before; written before the phase becomes Ready

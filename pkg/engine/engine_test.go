@@ -52,7 +52,12 @@ func newEngine(t testing.TB, cfg Config) *Engine {
 
 func startEngine(t *testing.T, cfg Config) *Engine {
 	t.Helper()
-	e := newEngine(t, cfg)
+	return started(t, newEngine(t, cfg))
+}
+
+// started starts an engine and waits until it is open.
+func started(t *testing.T, e *Engine) *Engine {
+	t.Helper()
 	e.Start(http.NotFoundHandler())
 	t.Cleanup(func() { stopEngine(t, e) })
 	select {

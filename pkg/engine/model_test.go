@@ -108,12 +108,21 @@ func (h *history) write() {
 
 // check compares all samples of all series.
 func (h *history) check() {
+	got, err := h.samples()
+	require.NoError(h.t, err)
+	require.Equal(h.t, h.want, got)
+}
+
+// samples are all that a query sees, by series and time.
+func (h *history) samples() (map[string]map[int64]int, error) {
 	got := map[string]map[int64]int{}
 	q, err := h.e.queries.NewInstantQuery(h.t.Context(), h.e.queryable, nil, "m[3d]", time.UnixMilli(h.now))
 	require.NoError(h.t, err)
 	defer q.Close()
 	m, err := q.Exec(serving.WithLayer(h.t.Context(), serving.Merged)).Matrix()
-	require.NoError(h.t, err)
+	if err != nil {
+		return nil, err
+	}
 	for _, s := range m {
 		samples := map[int64]int{}
 		got[s.Metric.Get("series")] = samples
@@ -125,7 +134,7 @@ func (h *history) check() {
 			samples[x.T] = -int(x.H.Count)
 		}
 	}
-	require.Equal(h.t, h.want, got)
+	return got, nil
 }
 
 // crash goes on with a copy of the files as they are, when none is being made: what a process that was killed leaves. (How it is in the middle of
