@@ -77,11 +77,13 @@ func brokenBlocks(bad map[ulid.ULID]error, listed map[ulid.ULID]block.Listed, lo
 	return out
 }
 
-// unusable names the blocks whose samples are missing from answers because their meta.json cannot be used.
+// unusable names the blocks whose samples are missing from answers because their meta.json cannot be used. Nothing is wrong with downsampled ones.
 func unusable(bad map[ulid.ULID]error) error {
 	var errs []error
 	for _, id := range slices.SortedFunc(maps.Keys(bad), ulid.ULID.Compare) {
-		errs = append(errs, fmt.Errorf("block %s is left out of answers: %w", id, bad[id]))
+		if !errors.Is(bad[id], block.ErrDownsampled) {
+			errs = append(errs, fmt.Errorf("block %s is left out of answers: %w", id, bad[id]))
+		}
 	}
 	return errors.Join(errs...)
 }
