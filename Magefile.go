@@ -196,6 +196,11 @@ func TestModules() error {
 	return nil
 }
 
+// Interop tests that Thanos reads the bucket. Thanos is built for it, which takes minutes the first time: it is no part of Test.
+func Interop() error {
+	return runIn("test", "go", "test", "-tags=interop", "-timeout=30m", "-count=1", "-run=Thanos", "./e2e")
+}
+
 // Clean removes what was built.
 func Clean() error {
 	for _, dir := range []string{"bin", "coverage", "dist"} {

@@ -31,8 +31,6 @@ var questions = []string{
 	`crash{series=~"1.",writer="0"}`,
 	`sum by (writer) (crash)`,
 	`count_over_time(crash{series="3"}[6h])`,
-	`rate(crash{series=~"[0-4]"}[3h])`,
-	`increase(crash{series="7"}[1d])`,
 	`max by (series) (max_over_time(crash[2h]))`,
 	`quantile_over_time(0.9, crash{series="5"}[12h])`,
 	`avg_over_time(crash{series="2"}[1h]) - crash{series="2"} offset 1h`,
@@ -41,11 +39,17 @@ var questions = []string{
 	`absent(crash{series="99"})`,
 }
 
+// resetQuestions take what is random for counters. Thanos takes the resets out before PromQL sees them, which moves the point at which a counter may have begun.
+var resetQuestions = []string{
+	`rate(crash{series=~"[0-4]"}[3h])`,
+	`increase(crash{series="7"}[1d])`,
+}
+
 // answers are what a server says to all questions, by question.
 func (s *server) answers(from, to int64) map[string][]string {
 	s.t.Helper()
 	out := map[string][]string{}
-	for _, q := range questions {
+	for _, q := range append(questions, resetQuestions...) {
 		raw, err := s.ask("/api/v1/query_range", rangeForm(q, from, to))
 		require.NoError(s.t, err, q)
 		out[q] = flatten(s.t, raw)
