@@ -253,7 +253,7 @@ func WriterLabels(set map[string]string) map[string]string {
 // foreign tells whether blocks with these external labels are of another writer. Those without labels of a user's are not: they were this one's, before it
 // was given its labels.
 func (s StorageConfig) foreign(external map[string]string) bool {
-	return !maps.Equal(external, s.externalLabels()) && !(len(external) == 1 && external[defaultLabel] == defaultLabelValue)
+	return !maps.Equal(external, s.externalLabels()) && (len(external) != 1 || external[defaultLabel] != defaultLabelValue)
 }
 
 // The external label of who was given none.
