@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
@@ -74,7 +75,7 @@ func (c *config) series() []named {
 				name = fmt.Sprintf("fast_metric_%03d_total", m)
 			}
 			out = append(out, named{fast: m < fastMetrics, pattern: (m*7 + i) % patterns, lset: labels.FromStrings(
-				labels.MetricName, name, "cluster", fmt.Sprintf("cluster-%d", i%4), "env", "production",
+				model.MetricNameLabel, name, "cluster", fmt.Sprintf("cluster-%d", i%4), "env", "production",
 				"instance", fmt.Sprintf("host-%03d.example.internal:9100", i), "job", "node", "region", fmt.Sprintf("eu-west-%d", i%3),
 			)})
 		}
