@@ -80,7 +80,7 @@ func TestTheCommandLineAndTheFile(t *testing.T) {
 		{name: "seals too rare", args: []string{"--speed.seal-interval=3h"}, err: "--speed.seal-interval"},
 		{name: "too little disk", args: []string{"--storage.local-limit=63MB"}, err: "--storage.local-limit"},
 		{name: "two buckets", args: []string{"--objstore.config=a", "--objstore.config-file=b"}, err: "exclude each other"},
-		{name: "blocks of nothing", args: []string{"--batch.max-block-size=1"}, err: "--batch.max-block-size=1B: must be at least 1MB"},
+		{name: "blocks of nothing", args: []string{"--batch.max-block-size=1B"}, err: "--batch.max-block-size=1B: must be at least 1MB"},
 		{name: "no share", args: []string{"--batch.late-merge-share=0"}, err: "--batch.late-merge-share=0: must be above 0"},
 		{name: "more than all", args: []string{"--batch.late-merge-share=1.5"}, err: "--batch.late-merge-share=1.5: must be above 0 and at most 1"},
 		{name: "share that is none", args: []string{"--batch.late-merge-share=NaN"}, err: "--batch.late-merge-share=NaN: must be a number"},
