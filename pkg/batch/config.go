@@ -28,6 +28,9 @@ type Config struct {
 	KeepLevel0 time.Duration
 	// Quarantine marks blocks that a job finds damaged, so that queries go without them, with a warning, instead of failing; see block.Quarantine.
 	Quarantine bool
+	// EraseDelay is how long after a deletion of series blocks for which no other job is due are written anew without the samples: so
+	// deletions that follow one another cost that once.
+	EraseDelay time.Duration
 	// SyncInterval and QueryTimeout are those of the bucket's readers; DeletionDelay is checked against them.
 	SyncInterval, QueryTimeout time.Duration
 	// PartialAge is the age from which an upload without meta.json is taken for abandoned. It must be longer than any
@@ -55,6 +58,7 @@ func DefaultConfig() Config {
 	return Config{
 		Delay:         10 * time.Minute,
 		DeletionDelay: time.Hour,
+		EraseDelay:    2 * time.Hour,
 		SyncInterval:  time.Minute,
 		QueryTimeout:  2 * time.Minute,
 		PartialAge:    24 * time.Hour,
@@ -95,6 +99,7 @@ func (c Config) withDefaults() Config {
 	d := DefaultConfig()
 	c.Delay = cmp.Or(c.Delay, d.Delay)
 	c.DeletionDelay = cmp.Or(c.DeletionDelay, d.DeletionDelay)
+	c.EraseDelay = cmp.Or(c.EraseDelay, d.EraseDelay)
 	c.SyncInterval = cmp.Or(c.SyncInterval, d.SyncInterval)
 	c.QueryTimeout = cmp.Or(c.QueryTimeout, d.QueryTimeout)
 	c.PartialAge = cmp.Or(c.PartialAge, d.PartialAge)
@@ -109,6 +114,8 @@ func (c Config) withDefaults() Config {
 // Validate says what is wrong with the configuration.
 func (c Config) Validate() error {
 	switch {
+	case c.EraseDelay < 0:
+		return fmt.Errorf("delay of erasing %s is negative", c.EraseDelay)
 	case c.Delay < 0:
 		return fmt.Errorf("compaction delay %s is negative", c.Delay)
 	case c.Retention < 0 || c.Retention > 0 && c.Retention < 2*time.Hour:

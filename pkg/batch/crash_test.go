@@ -23,7 +23,11 @@ func scenario(w *world) {
 	w.run(w.runner(), true)
 	w.advance(2 * hour)
 	w.generation([]string{"a", "b"}, 0, 30*minute, 51*hour, 75*hour)
+	w.delete("a", 3*hour, 3*hour) // of which all is in compacted blocks
+	w.delete("h|b", 90*hour, 60*hour)
+	w.delete("none", 90*hour, 0)
 	w.generation([]string{"a", "h"}, 0, 150*minute, 50*hour)
+	w.delete("b", 2*hour, 0)
 	w.advance(2 * hour)
 }
 
@@ -51,12 +55,13 @@ func TestDiesAtEveryCall(t *testing.T) {
 
 	clean := func(bkt objstore.Bucket) *world {
 		w := newWorld(t, bkt, origin.clock())
-		w.expected, w.config = origin.expected, origin.config
+		w.expected, w.deleted, w.config = origin.expected, origin.deleted, origin.config
 		return w
 	}
 	reference := clean(copyBucket(t, first))
 	reference.run(reference.runner(), true)
 	reference.check()
+	reference.checkErased()
 	want := ids2names(reference.visible())
 	require.Equal(t, 2, strings.Count(strings.Join(reference.shape(), " "), "L3"), "a fortnight and what came late for it")
 

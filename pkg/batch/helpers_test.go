@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -28,9 +30,13 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// writerA is the writer of testMeta's blocks.
+var writerA = map[string]string{"writer": "a"}
 
 // points are the samples of a bucket or block: "series at time" → value.
 type points map[string]string
@@ -141,6 +147,7 @@ type world struct {
 	gen      uint64
 	value    float64
 	expected points
+	deleted  []*tombstone.Tombstone
 	config   Config
 }
 
@@ -194,6 +201,27 @@ func (w *world) generation(series []string, ages ...time.Duration) (ids []ulid.U
 		ids = append(ids, m.ULID)
 	}
 	return ids
+}
+
+// delete puts a tombstone into the bucket for what has been accepted of some series.
+func (w *world) delete(names string, from, to time.Duration) *tombstone.Tombstone {
+	selector := tombstone.Selector{labels.MustNewMatcher(labels.MatchRegexp, "series", names)}
+	now := w.now.Load()
+	t, err := tombstone.New(w.gen, now-from.Milliseconds(), now-to.Milliseconds(), []tombstone.Selector{selector}, writerA, nil)
+	require.NoError(w.t, err)
+	t.Created = now
+	require.NoError(w.t, tombstone.NewStore(w.bucket).Put(context.Background(), t))
+	w.deleted = append(w.deleted, t)
+	f := tombstone.FilterOf([]*tombstone.Tombstone{t})
+	maps.DeleteFunc(w.expected, func(key, _ string) bool {
+		name, text, _ := strings.Cut(key, " at ")
+		at, err := strconv.ParseInt(text, 10, 64)
+		require.NoError(w.t, err)
+		return slices.ContainsFunc([]string{"a", "b", "h"}, func(s string) bool {
+			return seriesLabels(s).String() == name && f.Deletes(seriesLabels(s), at)
+		})
+	})
+	return t
 }
 
 // fastDir is a temporary folder in memory where there is such a thing: blocks are synced file by file, thousands of times.
@@ -272,7 +300,23 @@ func (w *world) check() {
 	w.t.Helper()
 	got := points{}
 	for _, m := range w.visible() {
-		w.read(m.ULID, got)
+		w.read(m.ULID, tombstone.NewFilter(w.deleted, m.Stored()), got)
+	}
+	require.Equal(w.t, w.expected, got)
+}
+
+// checkErased is check without regard to tombstones: what was deleted is in no visible block any more, nor are its labels.
+func (w *world) checkErased(gone ...string) {
+	w.t.Helper()
+	got := points{}
+	for _, m := range w.visible() {
+		w.read(m.ULID, nil, got)
+		b, err := block.OpenBucket(context.Background(), w.bucket, m.ULID, nil)
+		require.NoError(w.t, err)
+		for it := b.Symbols(); it.Next(); {
+			require.NotContains(w.t, gone, it.At())
+		}
+		require.NoError(w.t, b.Close())
 	}
 	require.Equal(w.t, w.expected, got)
 }
@@ -286,7 +330,7 @@ func (w *world) verify() {
 	}
 }
 
-func (w *world) read(id ulid.ULID, into points) {
+func (w *world) read(id ulid.ULID, deleted *tombstone.Filter, into points) {
 	w.t.Helper()
 	b, err := block.OpenBucket(context.Background(), w.bucket, id, nil)
 	require.NoError(w.t, err)
@@ -294,6 +338,7 @@ func (w *world) read(id ulid.ULID, into points) {
 	q, err := b.ChunkQuerier(math.MinInt64, math.MaxInt64)
 	require.NoError(w.t, err)
 	defer q.Close()
+	q = deleted.Querier(q, math.MinInt64, math.MaxInt64)
 	set := q.Select(context.Background(), true, nil, labels.MustNewMatcher(labels.MatchEqual, "__name__", "m"))
 	for set.Next() {
 		it := set.At().Iterator(nil)

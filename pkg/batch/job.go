@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // Widths of compacted blocks, in milliseconds.
@@ -38,6 +39,8 @@ const (
 	CompactDay Kind = "compact-1d"
 	// CompactFortnight merges what lies in two weeks into one block.
 	CompactFortnight Kind = "compact-14d"
+	// Erase writes a compacted block anew without what was deleted.
+	Erase Kind = "erase"
 )
 
 // Job is one unit of work, a function of its inputs alone.
@@ -50,6 +53,8 @@ type Job struct {
 	// Leftovers are outputs of jobs that never were committed. All that they hold is also in other visible blocks, and once
 	// this job is done, only in settled ones; they are replaced without being read.
 	Leftovers []block.Meta
+	// Tombstones are the deletions that may concern the inputs. What they delete does not go into the outputs.
+	Tombstones []*tombstone.Tombstone
 	// Level and Width (milliseconds) of the outputs.
 	Level int
 	Width int64
@@ -60,9 +65,12 @@ type Job struct {
 // newJob makes a job that turns inputs into blocks of tier t.
 func newJob(t tier, inputs []block.Meta, c Config) Job {
 	j := Job{Kind: t.kind, Inputs: inputs, Level: t.level, Width: t.width, StartTimestamps: c.StartTimestamps}
-	h := j.outputID(window{min: math.MinInt64, max: math.MaxInt64}, inputs, nil)
-	j.ID = h.String()
+	j.setID()
 	return j
+}
+
+func (j *Job) setID() {
+	j.ID = j.outputID(window{min: math.MinInt64, max: math.MaxInt64}, j.Inputs, nil).String()
 }
 
 // window is the range of time of an output, [min, max).
@@ -137,6 +145,7 @@ func (j *Job) outputID(w window, contributors []block.Meta, replaces []ulid.ULID
 	for _, id := range replaces {
 		buf = append(buf, id[:]...)
 	}
+	buf = append(buf, j.tombstoneKey(w, contributors)...)
 	_, _ = h.Write(buf) // never fails
 	var id ulid.ULID
 	_ = id.SetTime(newest)             // came out of an id
@@ -167,6 +176,7 @@ func (j *Job) outputMeta(w window, replaces []ulid.ULID) block.Meta {
 	m.Compaction.Sources = slices.Compact(m.Compaction.Sources)
 	m.SetExtension(j.Level, minGen, maxGen, replaces...)
 	m.Thanos.Extensions.Millrace.Masters = masters(in)
+	m.Thanos.Extensions.Millrace.Applied = j.applied(w, in)
 	return m
 }
 

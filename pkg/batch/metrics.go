@@ -24,6 +24,7 @@ type Metrics struct {
 	partials          prometheus.Counter
 	noRoom            prometheus.Counter
 	mismatches        prometheus.Counter
+	tombstones        prometheus.Counter
 	quarantined       prometheus.Gauge
 
 	runner atomic.Pointer[Runner] // the latest one that the metrics serve
@@ -65,6 +66,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		partials:     counter("partial_uploads_deleted_total", "Abandoned uploads that were deleted."),
 		noRoom:       counter("jobs_without_room_total", "Batch jobs that failed at once because the local disk has too little room for them."),
 		mismatches:   counter("mismatches_total", "Blocks that were written and found to differ from what they were made of, before they replaced anything."),
+		tombstones:   counter("tombstones_removed_total", "Deletions of series of which nothing is left to be hidden."),
 		quarantined: f.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_batch_blocks_quarantined", Help: "Blocks that cannot be read and take part in no job.",
 		}),
@@ -79,7 +81,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}
 		return *s.Remaining
 	}))
-	for _, kind := range []Kind{CompactLevel0, MergeWindow, CompactDay, CompactFortnight} {
+	for _, kind := range []Kind{CompactLevel0, MergeWindow, CompactDay, CompactFortnight, Erase} {
 		for _, outcome := range []string{outcomeDone, outcomeFailed, outcomeAbandoned} {
 			m.jobs.WithLabelValues(string(kind), outcome)
 		}

@@ -4,15 +4,18 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // The model: a bucket of blocks that are maps, a writer that uploads generations, and runners that compact, die and delete,
@@ -40,8 +43,15 @@ type model struct {
 	r        *rand.Rand
 	now      time.Time
 	bucket   map[ulid.ULID]*modelBlock
-	expected map[modelKey]int
+	uploaded []*modelBlock // of generations, as they were
 	uploads  []*modelBlock // of sealed generations, in order
+
+	// deleted are the tombstones in force: all that queries know; inBucket are those that runners find.
+	deleted  []*tombstone.Tombstone
+	inBucket []*tombstone.Tombstone
+	ever     []*tombstone.Tombstone // those that are settled, too
+	deletes  bool                   // whether there are any
+
 	gen      uint64
 	accepted int
 	runners  [2]*modelRunner
@@ -50,16 +60,16 @@ type model struct {
 
 // modelRunner is a job under way.
 type modelRunner struct {
-	job     Job
-	windows []window // still to do
+	job           Job
+	windows, done []window // still to do; done
 }
 
 func newModel(t *testing.T, seed int64) *model {
 	return &model{
 		t: t, r: rand.New(rand.NewSource(seed)),
-		now:      time.Date(2024, 1, 17, 0, 0, 0, 0, time.UTC), // a fortnight ends on the 18th
-		bucket:   map[ulid.ULID]*modelBlock{},
-		expected: map[modelKey]int{},
+		now:     time.Date(2024, 1, 17, 0, 0, 0, 0, time.UTC), // a fortnight ends on the 18th
+		bucket:  map[ulid.ULID]*modelBlock{},
+		deletes: seed%3 > 0,
 	}
 }
 
@@ -107,10 +117,68 @@ func (m *model) upload() {
 		return
 	}
 	b := m.uploads[0]
+	_, gen := b.meta.Generations()
+	if slices.ContainsFunc(m.deleted[len(m.inBucket):], func(t *tombstone.Tombstone) bool { return t.Generation < gen }) {
+		m.uploadTombstones()
+	}
 	m.uploads = m.uploads[1:]
 	m.bucket[b.meta.ULID] = b
-	maps.Copy(m.expected, b.samples)
+	m.uploaded = append(m.uploaded, b)
 	m.log("upload %s", b)
+}
+
+// delete makes a tombstone for what was accepted until now: of one series, or of both, at all times or around some.
+func (m *model) delete() {
+	selector := tombstone.Selector{labels.MustNewMatcher(labels.MatchRegexp, "series", []string{"0", "1", ".*"}[m.r.Intn(3)])}
+	mint, maxt := int64(math.MinInt64), int64(math.MaxInt64)
+	if m.r.Intn(3) > 0 {
+		mint = m.now.UnixMilli() - int64(m.r.Intn(30))*windowMillis/2
+		maxt = mint + int64(m.r.Intn(40))*windowMillis/2
+	}
+	s, err := tombstone.New(m.gen, mint, maxt, []tombstone.Selector{selector}, writerA, nil)
+	require.NoError(m.t, err)
+	// So that a seed always makes the same history.
+	s.ID, s.Created = ulid.ULID{}, m.now.UnixMilli()
+	s.ID[15], s.ID[14] = byte(m.gen), byte(len(m.history))
+	m.deleted, m.ever = append(m.deleted, s), append(m.ever, s)
+	m.log("delete %s up to generation %d as %s", selector, m.gen, s.ID)
+}
+
+func (m *model) uploadTombstones() {
+	m.inBucket = slices.Clone(m.deleted)
+	m.log("%d tombstones are in the bucket", len(m.inBucket))
+}
+
+// hides says whether a tombstone deletes a sample, if it concerns it.
+func hides(t *tombstone.Tombstone, k modelKey) bool {
+	return tombstone.FilterOf([]*tombstone.Tombstone{t}).Deletes(seriesOf(k), k.t)
+}
+
+func seriesOf(k modelKey) labels.Labels { return labels.FromStrings("series", fmt.Sprint(k.series)) }
+
+// without returns the samples that none of the tombstones deletes.
+func without(samples map[modelKey]int, deleted []*tombstone.Tombstone) map[modelKey]int {
+	out := map[modelKey]int{}
+	for k, v := range samples {
+		if !slices.ContainsFunc(deleted, func(t *tombstone.Tombstone) bool { return hides(t, k) }) {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// expected is what was accepted last and not deleted since.
+func (m *model) expected() map[modelKey]int {
+	out := map[modelKey]int{}
+	for _, b := range m.uploaded {
+		_, gen := b.meta.Generations()
+		for k, v := range b.samples {
+			if !slices.ContainsFunc(m.ever, func(t *tombstone.Tombstone) bool { return t.Generation >= gen && hides(t, k) }) {
+				out[k] = v
+			}
+		}
+	}
+	return out
 }
 
 func (m *model) listed() []block.Listed {
@@ -153,7 +221,11 @@ func (m *model) start(i int, force bool, held func(*block.Meta) bool) bool {
 	}
 	c := DefaultConfig()
 	c.LateMergeShare = 0.3 // blocks of a few samples, too, wait for others
-	jobs := plan(listed, m.now, c, force, limits{held: held, incomplete: incomplete})
+	tombstones := slices.Clone(m.inBucket)
+	if m.r.Intn(2) == 0 {
+		tombstones = slices.Clone(m.deleted) // it has listed blocks first and tombstones later
+	}
+	jobs := plan(listed, m.now, c, force, limits{held: held, incomplete: incomplete, tombstones: tombstones})
 	taken := map[ulid.ULID]bool{}
 	for _, j := range jobs {
 		require.True(m.t, gapless(j.Inputs, visible(listed)))
@@ -173,6 +245,9 @@ func (m *model) start(i int, force bool, held func(*block.Meta) bool) bool {
 			seen[windowAt(k.t, r.job.Width)] = true
 		}
 	}
+	if in := r.job.Inputs[0]; r.job.Kind == Erase {
+		seen = map[window]bool{{in.MinTime, in.MaxTime}: true}
+	}
 	r.windows = slices.SortedFunc(maps.Keys(seen), func(a, b window) int { return int((a.min - b.min) / windowMillis) })
 	m.runners[i] = r
 	m.log("runner %d starts %s %s with %d windows, replaces %v", i, r.job.Kind, r.job.ID, len(r.windows), r.job.Replaces())
@@ -183,35 +258,74 @@ func (m *model) start(i int, force bool, held func(*block.Meta) bool) bool {
 func (m *model) work(i int) {
 	r := m.runners[i]
 	w := r.windows[0]
-	r.windows = r.windows[1:]
-	var replaces []ulid.ULID
-	if len(r.windows) == 0 {
-		replaces = r.job.Replaces()
+	if r.windows = r.windows[1:]; len(r.windows) > 0 {
+		m.output(i, r, w, nil)
+		return
 	}
+	m.runners[i] = nil
+	for _, w := range slices.Backward(append(r.done, w)) {
+		if m.output(i, r, w, r.job.Replaces()) {
+			return
+		}
+	}
+	for _, id := range r.job.Replaces() {
+		if b := m.bucket[id]; b != nil {
+			b.marked = true
+		}
+	}
+	m.log("runner %d marks what has no samples", i)
+}
+
+// output writes one output; it is false where that would have no samples.
+func (m *model) output(i int, r *modelRunner, w window, replaces []ulid.ULID) bool {
+	r.done = append(r.done, w)
 	b := &modelBlock{meta: r.job.outputMeta(w, replaces), samples: map[modelKey]int{}}
 	for _, in := range r.job.contributors(w) {
 		src, ok := m.bucket[in.ULID]
 		if !ok {
 			m.log("runner %d gives up, %s is gone", i, in.ULID)
 			m.runners[i] = nil
-			return
+			return true
 		}
-		for k, v := range src.samples {
+		for k, v := range without(src.samples, r.job.erases(&in)) {
 			if k.t >= w.min && k.t < w.max {
 				b.samples[k] = v
 			}
 		}
 	}
 	b.meta.Stats.NumSamples = uint64(len(b.samples))
+	if len(b.samples) == 0 {
+		return false
+	}
 	if there, ok := m.bucket[b.meta.ULID]; ok {
 		require.Equal(m.t, there.samples, b.samples, "blocks of the same id are the same")
 	} else {
 		m.bucket[b.meta.ULID] = b
 	}
 	m.log("runner %d writes %s, commit %v", i, b, replaces != nil)
-	if len(r.windows) == 0 {
-		m.runners[i] = nil
+	return true
+}
+
+// settle forgets tombstones of which nothing is left, when no job that was begun before can be under way.
+func (m *model) settle() {
+	if m.runners != [2]*modelRunner{} {
+		return
 	}
+	l := &listing{writers: map[string]writerState{}}
+	var newest uint64
+	for _, b := range m.listed() {
+		l.all = append(l.all, b.Meta)
+		_, gen := b.Meta.Generations()
+		newest = max(newest, gen)
+	}
+	l.writers[""] = writerState{labels: writerA, newest: newest}
+	n := len(m.inBucket)
+	settled := func(t *tombstone.Tombstone) bool {
+		return slices.Contains(m.inBucket, t) && l.uploadedAfter(t) && !l.left(t)
+	}
+	m.deleted = slices.DeleteFunc(m.deleted, settled)
+	m.inBucket = slices.DeleteFunc(m.inBucket, settled)
+	m.log("%d tombstones are settled", n-len(m.inBucket))
 }
 
 func (m *model) mark() {
@@ -236,9 +350,21 @@ func (m *model) answer(metas []block.Meta) map[modelKey]int {
 	slices.SortFunc(metas, block.Compare)
 	out := map[modelKey]int{}
 	for _, meta := range metas {
-		maps.Copy(out, m.bucket[meta.ULID].samples)
+		maps.Copy(out, without(m.bucket[meta.ULID].samples, m.concerning(&meta)))
 	}
 	return out
+}
+
+// concerning are the tombstones that queries apply to a block.
+func (m *model) concerning(b *block.Meta) (ts []*tombstone.Tombstone) {
+	for _, t := range m.deleted {
+		effect := t.On(b.Stored())
+		require.NotEqual(m.t, tombstone.Mixed, effect, "%s is older than some of %s", t.ID, b.ULID)
+		if effect == tombstone.Whole {
+			ts = append(ts, t)
+		}
+	}
+	return ts
 }
 
 func (m *model) check() {
@@ -246,13 +372,13 @@ func (m *model) check() {
 	for _, l := range m.listed() {
 		all = append(all, l.Meta)
 	}
-	require.Equal(m.t, m.expected, m.answer(block.Visible(all)), "what is visible")
-	require.Equal(m.t, m.expected, m.answer(all), "replaced blocks do no harm")
+	require.Equal(m.t, m.expected(), m.answer(block.Visible(all)), "what is visible")
+	require.Equal(m.t, m.expected(), m.answer(all), "replaced blocks do no harm")
 }
 
 func (m *model) step() {
 	i := m.r.Intn(2)
-	switch n := m.r.Intn(20); {
+	switch n := m.r.Intn(23); {
 	case n < 3:
 		m.seal()
 	case n < 7:
@@ -275,6 +401,12 @@ func (m *model) step() {
 		m.deleteOne()
 	case n < 18:
 		m.now = m.now.Add(time.Duration(m.r.Intn(5)) * time.Hour)
+	case n < 21 && m.deletes:
+		m.delete()
+	case n < 22:
+		m.uploadTombstones()
+	case n < 23:
+		m.settle()
 	}
 }
 
@@ -284,6 +416,7 @@ func (m *model) finish() {
 	for len(m.uploads) > 0 {
 		m.upload()
 	}
+	m.uploadTombstones()
 	m.runners = [2]*modelRunner{}
 	for n := 0; m.start(0, true, nil); n++ {
 		require.Less(m.t, n, 1000, "planning comes to an end")
@@ -300,6 +433,14 @@ func (m *model) finish() {
 	}
 	m.check()
 	m.checkCompact()
+	m.settle()
+	for _, t := range m.deleted {
+		for _, l := range m.listed() {
+			_, gen := l.Meta.Generations()
+			require.LessOrEqual(m.t, gen, t.Generation, "of tombstones that are older than a block nothing is left")
+		}
+	}
+	m.check()
 }
 
 // checkCompact expects one block for a day, and for a fortnight one and what waits to be merged with it: more than one block

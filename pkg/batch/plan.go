@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // Plan returns the jobs that are due, in the order in which they should run. Their inputs are disjoint, so they do not
@@ -35,6 +36,9 @@ type limits struct {
 	// incomplete level-0 blocks are of a generation of which others may still be on their way to the bucket. They are held;
 	// and, as it is better to wait for the whole window, due ones keep the others waiting.
 	incomplete func(*block.Meta) bool
+	// tombstones are the deletions in force, and void what they have no effect on.
+	tombstones []*tombstone.Tombstone
+	void       map[pair]bool
 }
 
 // plan is Plan with marked blocks, which take part in nothing but still replace what they replace, and with limits.
@@ -135,7 +139,11 @@ func (p *planner) writer(metas []block.Meta) []Job {
 
 	jobs := p.level0(settled, metas)
 	jobs = append(jobs, p.tiers(settled, metas, jobs)...)
+	if len(jobs) == 0 {
+		jobs = p.erase(settled)
+	}
 	for i := range jobs {
+		jobs[i].setTombstones(p.tombstones)
 		jobs[i].Leftovers = leftoversOf(&jobs[i], leftovers)
 	}
 	return jobs

@@ -26,7 +26,7 @@ func testMeta(name string, level int, minGen, maxGen uint64, created, mint, maxt
 	_ = m.ULID.SetTime(uint64(created.UnixMilli()))
 	_ = m.ULID.SetEntropy(sum[:10])
 	m.MinTime, m.MaxTime = mint.UnixMilli(), maxt.UnixMilli()
-	m.Thanos.Labels = map[string]string{"writer": "a"}
+	m.Thanos.Labels = writerA
 	m.SetExtension(level, minGen, maxGen)
 	return m
 }

@@ -137,6 +137,7 @@ func (u *run) recompute(ctx context.Context, old block.Meta, l *listing, stock m
 		return res, nil
 	}
 	j := &Job{Kind: Recompute, Inputs: inputs, Level: old.Level(), Width: old.MaxTime - old.MinTime, StartTimestamps: u.config.StartTimestamps}
+	j.setTombstones(l.tombstones)
 	m := j.rebuiltMeta(&old)
 	j.ID = m.ULID.String()
 	t := u.begin(j)
@@ -202,6 +203,7 @@ func (j *Job) rebuiltMeta(old *block.Meta) block.Meta {
 	minGen, maxGen := old.Generations()
 	m.SetExtension(j.Level, minGen, maxGen, old.ULID)
 	m.Thanos.Extensions.Millrace.Masters = masters(j.Inputs)
+	m.Thanos.Extensions.Millrace.Applied = j.applied(window{old.MinTime, old.MaxTime}, j.Inputs)
 	return m
 }
 
@@ -216,6 +218,7 @@ func (j *Job) rebuiltID(old *block.Meta) ulid.ULID {
 	for _, in := range j.Inputs {
 		buf = append(buf, in.ULID[:]...)
 	}
+	buf = append(buf, j.tombstoneKey(window{old.MinTime, old.MaxTime}, j.Inputs)...)
 	_, _ = h.Write(buf) // never fails
 	var id ulid.ULID
 	_ = id.SetTime(old.ULID.Time())    // came out of an id

@@ -17,6 +17,7 @@ import (
 	"github.com/thanos-io/objstore"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 const (
@@ -75,6 +76,9 @@ type Runner struct {
 	turn    chan struct{}          // holds a token while a run is under way
 	before  map[string]writerState // by whoever has the turn; of the latest listing
 	masters *block.Lister          // by whoever has the turn; of the kept level-0 blocks
+	found   findings
+
+	tombstones *tombstone.Store
 
 	mu         sync.Mutex
 	running    *tracker
@@ -110,6 +114,7 @@ func NewRunner(o Options) (*Runner, error) {
 	}
 	r := &Runner{
 		o: o, config: c, metrics: o.Metrics, log: o.Logger, now: o.Now,
+		found: findings{}, tombstones: tombstone.NewStore(o.Bucket),
 		turn: make(chan struct{}, 1), masters: block.NewLister(block.Masters(o.Bucket)), quarantine: map[ulid.ULID]QuarantinedBlock{}, failures: map[string]int{},
 	}
 	o.Metrics.runner.Store(r)
@@ -217,7 +222,7 @@ func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
 			return nil, errors.Join(append(errs, err)...)
 		}
 		u.before, u.quarantined = now.writers, now.quarantined()
-		jobs := u.plan(before, now)
+		jobs := u.worthwhile(ctx, u.plan(before, now), now)
 		u.setPlanned(jobs)
 		for i := range jobs {
 			if u.now().Sub(now.at) > staleAfter {
@@ -255,6 +260,13 @@ type listing struct {
 	at      time.Time // when it was asked
 	blocks  []block.Listed
 	writers map[string]writerState
+	// tombstones are the deletions that concern these blocks; void is what they have no effect on.
+	tombstones []*tombstone.Tombstone
+	void       map[pair]bool
+	// all are the blocks of all writers, and there their ids; unreadable says that there are others, which cannot be read.
+	all        []block.Meta
+	there      map[ulid.ULID]bool
+	unreadable bool
 }
 
 // quarantined returns the blocks with a mark that takes them out of jobs.
@@ -295,6 +307,7 @@ func (r *Runner) list(ctx context.Context, before map[string]writerState) (*list
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(all), ulid.ULID.Compare) {
 		b := all[id]
+		l.all = append(l.all, b.Meta)
 		if !r.mine(&b.Meta) {
 			continue
 		}
@@ -305,14 +318,14 @@ func (r *Runner) list(ctx context.Context, before map[string]writerState) (*list
 		s.labels, s.newest = b.Meta.Thanos.Labels, max(s.newest, gen)
 		l.writers[key] = s
 	}
-	return l, nil
+	return l, r.listTombstones(ctx, l)
 }
 
 // plan plans on the later one of two listings. Generations are uploaded in order, so that it shows all blocks of those below
 // the newest one of the listing before; whether it shows all of that one is for the writer to say.
 func (u *run) plan(before map[string]writerState, now *listing) []Job {
 	return plan(now.blocks, now.at, u.config, u.force, limits{
-		held: u.held,
+		held: u.held, tombstones: now.tombstones, void: now.void,
 		incomplete: func(m *block.Meta) bool {
 			key := writer(m)
 			earlier, w := before[key], now.writers[key]

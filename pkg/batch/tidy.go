@@ -65,11 +65,12 @@ func inputsFirst(metas []block.Meta) []ulid.ULID {
 }
 
 // tidy marks what was replaced or is beyond retention, deletes what was marked long enough ago, and removes abandoned
-// uploads. What fails does not stop the rest.
+// uploads, and tombstones of which nothing is left. What fails does not stop the rest.
 func (u *run) tidy(ctx context.Context, l *listing) error {
 	errs := []error{
 		u.mark(ctx, l), u.deleteMarked(ctx, l), u.deleteMasters(ctx),
 		u.deletePartials(ctx, u.o.Bucket, u.o.Lister), u.deletePartials(ctx, block.Masters(u.o.Bucket), u.masters),
+		u.settle(ctx, l),
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -15,6 +16,8 @@ import (
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/tsdb"
+
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // Names of the files in a block's folder.
@@ -123,6 +126,10 @@ type Extension struct {
 	Masters []ulid.ULID `json:"masters,omitempty"`
 	// Index says where the sections of the index begin. Blocks of earlier builds do not tell.
 	Index IndexSections `json:"index,omitzero"`
+	// Applied are the tombstones of which all that they delete was erased from the block, sorted.
+	Applied []ulid.ULID `json:"applied,omitempty"`
+	// Deleted are tombstones that concern all of the block although its generation, which got another number, seems to be later.
+	Deleted []ulid.ULID `json:"deleted,omitempty"`
 }
 
 // IndexSections are the offsets in bytes at which sections of the file index begin. They spare readers a round trip, and are checked against
@@ -189,6 +196,18 @@ func (m *Meta) Masters() (ids []ulid.ULID, ok bool) {
 	default:
 		return e.Masters, len(e.Masters) > 0
 	}
+}
+
+// Stored is the block as tombstones look at it.
+func (m *Meta) Stored() tombstone.Stored {
+	s := tombstone.Stored{
+		Writer: m.Thanos.Labels, MinTime: m.MinTime, MaxTime: m.MaxTime - 1, Made: int64(min(m.ULID.Time(), math.MaxInt64)),
+	}
+	s.MinGeneration, s.MaxGeneration = m.Generations()
+	if e := m.Thanos.Extensions.Millrace; e != nil {
+		s.Applied, s.Deleted = e.Applied, e.Deleted
+	}
+	return s
 }
 
 // ExternalLabels are the labels of the block's writer.

@@ -18,6 +18,7 @@ import (
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/serving"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 const (
@@ -187,8 +188,11 @@ type unknownBlock struct {
 
 func (*unknownBlock) Layer() serving.Layer            { return serving.Batch }
 func (u *unknownBlock) Generations() (uint64, uint64) { return u.meta.Generations() }
-func (u *unknownBlock) MinTime() int64                { return u.meta.MinTime }
-func (u *unknownBlock) MaxTime() int64                { return u.meta.MaxTime - 1 }
+
+// DeletedBy implements serving.Source: what fails needs no filter.
+func (*unknownBlock) DeletedBy(*tombstone.Tombstone) tombstone.Effect { return tombstone.None }
+func (u *unknownBlock) MinTime() int64                                { return u.meta.MinTime }
+func (u *unknownBlock) MaxTime() int64                                { return u.meta.MaxTime - 1 }
 
 func (u *unknownBlock) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error) {
 	return nil, fmt.Errorf("the answer needs a block of the bucket that cannot be opened (layer=speed answers without it): %w", u.err)
@@ -199,8 +203,11 @@ type unknownBlocks struct{ err error }
 
 func (*unknownBlocks) Layer() serving.Layer          { return serving.Batch }
 func (*unknownBlocks) Generations() (uint64, uint64) { return 0, 0 }
-func (*unknownBlocks) MinTime() int64                { return minTime }
-func (*unknownBlocks) MaxTime() int64                { return maxTime }
+
+// DeletedBy implements serving.Source: what fails needs no filter.
+func (*unknownBlocks) DeletedBy(*tombstone.Tombstone) tombstone.Effect { return tombstone.None }
+func (*unknownBlocks) MinTime() int64                                  { return minTime }
+func (*unknownBlocks) MaxTime() int64                                  { return maxTime }
 
 func (u *unknownBlocks) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error) {
 	return nil, fmt.Errorf("the bucket has not been reached since the start, so the answer could be incomplete (layer=speed answers without it): %w", u.err)
@@ -219,6 +226,7 @@ func (e *Engine) openBucket(d *dataPath) error {
 		d.bucket = e.wrapBucket(d.bucket)
 	}
 	d.lister = block.NewLister(d.bucket)
+	d.deletions = newDeletions(d.path, tombstone.NewStore(d.bucket), e.set, e.metrics.tombstones)
 	d.cache = e.cache
 	if err := e.openIndexes(d); err != nil {
 		return errors.Join(err, d.bucket.Close())
@@ -305,14 +313,16 @@ func (e *Engine) syncBucket(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("wait for another listing of the bucket: %w", ctx.Err())
 	}
-	mark := e.data.synced.mark()
-	listed, err := e.listBucket(ctx)
+	mark, tombstones := e.data.synced.mark(), e.data.deletions.uploaded()
+	listed, deleted, err := e.listBucket(ctx)
 	if err != nil {
 		e.metrics.bucketUp.Set(0)
 		e.data.synced.listingFailed(err)
 		return fmt.Errorf("list the bucket: %w", err)
 	}
 	e.metrics.bucketUp.Set(1)
+	// Before the blocks that they hide can be seen.
+	e.report("tombstones", e.takeTombstones(deleted, tombstones, listed))
 	metas := make([]block.Meta, 0, len(listed))
 	for _, l := range listed {
 		metas = append(metas, l.Meta)
@@ -326,11 +336,17 @@ func (e *Engine) syncBucket(ctx context.Context) error {
 	return e.show(ctx, mark, visible, append(brokenBlocks(bad, listed, local), inQuarantine...), local)
 }
 
-func (e *Engine) listBucket(ctx context.Context) (map[ulid.ULID]block.Listed, error) {
+// listBucket lists blocks, and then tombstones: so it knows each that concerns some of the generations in a block but not all of them.
+func (e *Engine) listBucket(ctx context.Context) (map[ulid.ULID]block.Listed, []*tombstone.Tombstone, error) {
 	if err := e.data.folder.prepare(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return e.data.lister.List(ctx)
+	listed, err := e.data.lister.List(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	deleted, err := e.data.deletions.store.List(ctx)
+	return listed, deleted, err
 }
 
 func (e *Engine) show(ctx context.Context, mark uint64, visible []block.Meta, broken []*brokenBlock, local map[ulid.ULID]bool) error {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/serving"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // brokenBlock stands for a block that is left out of answers, which warn of that: one whose meta.json cannot be used, of which nobody knows the times
@@ -28,6 +29,9 @@ func (*brokenBlock) Layer() serving.Layer          { return serving.Batch }
 func (*brokenBlock) Generations() (uint64, uint64) { return 0, 0 }
 func (b *brokenBlock) MinTime() int64              { return b.mint }
 func (b *brokenBlock) MaxTime() int64              { return b.maxt }
+
+// DeletedBy implements serving.Source: there are no samples.
+func (*brokenBlock) DeletedBy(*tombstone.Tombstone) tombstone.Effect { return tombstone.None }
 
 func (b *brokenBlock) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error) {
 	err := fmt.Errorf("the answer may be incomplete: block %s of the bucket is left out: %w", b.id, b.err)

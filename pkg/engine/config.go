@@ -57,6 +57,7 @@ type StorageConfig struct {
 	RetentionSize   int64 // bytes
 	StartTimestamps bool
 	ExternalLabels  map[string]string
+	MaxTombstones   int
 }
 
 // SpeedConfig is about generations.
@@ -81,6 +82,7 @@ type WebConfig struct {
 	ListenAddress        string
 	ConfigFile           string
 	AllowUnauthenticated bool
+	EnableAdminAPI       bool
 }
 
 // IngestConfig limits what one remote write request may hold.
@@ -106,6 +108,7 @@ func (c *Config) Flags(cmd flagger) {
 
 	cmd.Flag("web.listen-address", "Address of the listener for remote write and queries.").Default("127.0.0.1:9393").StringVar(&c.Web.ListenAddress)
 	cmd.Flag("web.config.file", "File that enables TLS and authentication, in the format of the Prometheus exporter toolkit.").StringVar(&c.Web.ConfigFile)
+	cmd.Flag("web.enable-admin-api", "Allow series to be deleted over the HTTP API.").BoolVar(&c.Web.EnableAdminAPI)
 	cmd.Flag("web.allow-unauthenticated", "Allow a listener that others can reach and that asks for no authentication.").BoolVar(&c.Web.AllowUnauthenticated)
 
 	bytesVar(cmd.Flag("ingest.max-body-size", "Largest body of a write request, compressed."), d.MaxBody, &c.Ingest.MaxBody)
@@ -145,6 +148,7 @@ func (c *Config) storageFlags(cmd flagger) {
 	bytesVar(cmd.Flag("storage.retention.size", "Most bytes of blocks in the bucket that are kept, oldest removed first; 0 is any number."), 0, &c.Storage.RetentionSize)
 	cmd.Flag("storage.start-timestamps", "Keep start timestamps, in chunk encodings that Prometheus before 3.10, Thanos and Mimir cannot read.").BoolVar(&c.Storage.StartTimestamps)
 	named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*Labels)(&c.Storage.ExternalLabels))
+	named(cmd.Flag("storage.max-tombstones", "Most deletions of series whose samples are not erased from the bucket yet; beyond it there are no further ones.").Default("10000"), (*intValue)(&c.Storage.MaxTombstones))
 	durationVar(cmd.Flag("speed.seal-interval", "A generation is sealed at multiples of this time."), 30*time.Minute, &c.Speed.SealInterval)
 	bytesVar(cmd.Flag("speed.memory-limit", "Most memory for samples that are not in blocks yet; writes beyond it have to wait. A generation is sealed when it holds a quarter. At least 16MB; 0 is half of the memory limit."), 0, &c.Speed.MemoryLimit)
 	named(cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept, across restarts; 0 keeps none.").Default("100000"), (*int64Value)(&c.Speed.Exemplars))
@@ -211,7 +215,8 @@ func (c *Config) Validate() error {
 	}
 	for name, n := range map[string]int64{
 		"query.max-samples": int64(c.Query.MaxSamples), "query.max-concurrency": int64(c.Query.MaxConcurrency), "query.timeout": int64(c.Query.Timeout),
-		"objstore.max-requests": int64(c.Bucket.MaxRequests),
+		"objstore.max-requests":  int64(c.Bucket.MaxRequests),
+		"storage.max-tombstones": int64(c.Storage.MaxTombstones),
 	} {
 		if n <= 0 {
 			return fmt.Errorf("--%s: must be above 0", name)

@@ -12,6 +12,7 @@ type BatchConfig struct {
 	Interval       time.Duration
 	DeletionDelay  time.Duration
 	MemoryLimit    int64
+	EraseDelay     time.Duration
 	MaxBlockSize   int64
 	LateMergeShare float64
 	LateMergeAge   time.Duration
@@ -30,6 +31,7 @@ func (b *BatchConfig) JobFlags(cmd flagger) {
 	d := batch.DefaultConfig()
 	durationVar(cmd.Flag("batch.deletion-delay", "How long a superseded block stays in the bucket."), d.DeletionDelay, &b.DeletionDelay)
 	bytesVar(cmd.Flag("batch.memory-limit", "Most memory for batch jobs; at least 64MB. With less, more blocks are merged in several steps."), d.MemoryLimit, &b.MemoryLimit)
+	durationVar(cmd.Flag("batch.erase-delay", "How long after a deletion of series blocks are written anew only to erase the samples."), d.EraseDelay, &b.EraseDelay)
 	bytesVar(cmd.Flag("batch.max-block-size", "Size beyond which blocks are not merged into a larger one."), d.MaxBlockSize, &b.MaxBlockSize)
 	named(cmd.Flag("batch.late-merge-share", "Share of a block's samples that must have come late before it is written anew with them; 1 is as many as it has.").
 		Default(fmt.Sprint(d.LateMergeShare)), (*floatValue)(&b.LateMergeShare))
@@ -45,6 +47,8 @@ func (b *BatchConfig) Validate() error {
 	switch {
 	case b.MemoryLimit < 64<<20:
 		return fmt.Errorf("--batch.memory-limit=%s: must be at least 64MB", sizeText(b.MemoryLimit))
+	case b.EraseDelay <= 0:
+		return fmt.Errorf("--batch.erase-delay=%s: must be above 0", b.EraseDelay)
 	case b.MaxBlockSize < 1<<20:
 		return fmt.Errorf("--batch.max-block-size=%s: must be at least 1MB", sizeText(b.MaxBlockSize))
 	case !(b.LateMergeShare > 0 && b.LateMergeShare <= 1):
@@ -58,7 +62,7 @@ func (b *BatchConfig) Validate() error {
 // Jobs are the settings as batch jobs know them.
 func (b *BatchConfig) Jobs() batch.Config {
 	return batch.Config{
-		DeletionDelay: b.DeletionDelay, MemoryLimit: b.MemoryLimit, MaxBlockSize: b.MaxBlockSize, LateMergeShare: b.LateMergeShare, LateMergeAge: b.LateMergeAge,
+		DeletionDelay: b.DeletionDelay, EraseDelay: b.EraseDelay, MemoryLimit: b.MemoryLimit, MaxBlockSize: b.MaxBlockSize, LateMergeShare: b.LateMergeShare, LateMergeAge: b.LateMergeAge,
 		KeepLevel0: b.KeepLevel0, Quarantine: b.Quarantine,
 	}
 }

@@ -11,6 +11,7 @@
 // Locks are taken in this order, and none is held during I/O except where it says so:
 //
 //	numbering the comparison of waiting generations' numbers with the bucket's; held while it is listed and while generations are renumbered
+//	deleting one deletion of series at a time; held while its tombstone is written, and while generations are renumbered
 //	rotate   one rotation of the active generation at a time; held while the next log is created
 //	accept   choice of the generation that takes a request; its place in the order of acceptance is its position in that generation's log, which
 //	         stays open until all who have chosen it are through
@@ -99,6 +100,7 @@ type Engine struct {
 	prepared prepared  // what Prepare took, for the first attempts of the background work
 	data     *dataPath // what opening made; nil before; written before the phase becomes Ready
 
+	deleting sync.Mutex
 	rotating sync.Mutex
 	accept   sync.Mutex
 	active   *generation // guarded by accept
@@ -202,6 +204,9 @@ func (e *Engine) State() State {
 
 // Receiver takes remote write requests. It refuses them, for the sender to come again, while the engine is not ready.
 func (e *Engine) Receiver() *ingest.Receiver { return e.receiver }
+
+// AdminAPI tells whether the HTTP API may delete series.
+func (e *Engine) AdminAPI() bool { return e.cfg.Web.EnableAdminAPI }
 
 // Features are the optional parts of PromQL that are switched on.
 func (e *Engine) Features() serving.Features { return e.features }

@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,6 +19,7 @@ import (
 	"github.com/prometheus/prometheus/tsdb/fileutil"
 
 	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 const (
@@ -28,10 +31,13 @@ const (
 // exemplars is a bounded ring of the newest exemplars; Prometheus's own, which has a lock of its own. Like metadata it is saved whenever a log is about to
 // go. A restart reads the file and then replays the logs: of what is in both, the ring keeps one.
 type exemplars struct {
-	ring     *tsdb.CircularExemplarStorage
 	size     int64 // of the ring; without one nothing is kept, saved or loaded
 	changed  atomic.Bool
 	rejected prometheus.Counter
+	saving   sync.Mutex // held while the file is written, so that none that is older replaces it
+
+	mu   sync.RWMutex // guards the pointer: held for reading while the ring is added to, for writing while another one takes its place
+	ring *tsdb.CircularExemplarStorage
 }
 
 // seriesExemplar is an exemplar with its series.
@@ -42,9 +48,9 @@ type seriesExemplar struct {
 }
 
 func newExemplars(size int64, reg prometheus.Registerer) (*exemplars, error) {
-	s, err := tsdb.NewCircularExemplarStorage(size, tsdb.NewExemplarMetrics(prometheus.NewRegistry()), exemplarLateness)
+	ring, err := newRing(size)
 	if err != nil {
-		return nil, fmt.Errorf("make room for exemplars: %w", err)
+		return nil, err
 	}
 	rejected := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "millrace_exemplars_dropped_total", Help: "Exemplars that were not kept as they are too far behind their series' newest.",
@@ -52,14 +58,26 @@ func newExemplars(size int64, reg prometheus.Registerer) (*exemplars, error) {
 	if err := reg.Register(rejected); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
-	return &exemplars{ring: s.(*tsdb.CircularExemplarStorage), size: size, rejected: rejected}, nil
+	return &exemplars{ring: ring, size: size, rejected: rejected}, nil
 }
 
-// add keeps a request's exemplars. One that the ring does not want is counted; the samples beside it are not touched by that.
-func (x *exemplars) add(b *ingest.Batch) {
-	if x.size <= 0 {
+func newRing(size int64) (*tsdb.CircularExemplarStorage, error) {
+	s, err := tsdb.NewCircularExemplarStorage(size, tsdb.NewExemplarMetrics(prometheus.NewRegistry()), exemplarLateness)
+	if err != nil {
+		return nil, fmt.Errorf("make room for exemplars: %w", err)
+	}
+	ring, _ := s.(*tsdb.CircularExemplarStorage) // what it is documented to be
+	return ring, nil
+}
+
+// add keeps a request's exemplars but those that were deleted. One that the ring does not want is counted; the samples beside it are not touched
+// by that.
+func (x *exemplars) add(b *ingest.Batch, deleted *tombstone.Filter) {
+	if x.size <= 0 || !slices.ContainsFunc(b.Series, func(s ingest.Series) bool { return len(s.Exemplars) > 0 }) {
 		return
 	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
 	for i := range b.Series {
 		s := &b.Series[i]
 		if len(s.Exemplars) == 0 {
@@ -67,6 +85,9 @@ func (x *exemplars) add(b *ingest.Batch) {
 		}
 		series := ingest.KeyLabels(s.Key)
 		for _, ex := range s.Exemplars {
+			if deleted.Deletes(series, ex.T) {
+				continue
+			}
 			err := x.ring.AddExemplar(series, exemplar.Exemplar{Labels: ex.Labels, Value: ex.V, Ts: ex.T, HasTs: ex.T != 0})
 			if err != nil {
 				x.rejected.Inc()
@@ -78,13 +99,43 @@ func (x *exemplars) add(b *ingest.Batch) {
 
 // ExemplarQuerier implements storage.ExemplarQueryable.
 func (x *exemplars) ExemplarQuerier(ctx context.Context) (storage.ExemplarQuerier, error) {
-	return x.ring.ExemplarQuerier(ctx)
+	return x.current().ExemplarQuerier(ctx)
+}
+
+func (x *exemplars) current() *tsdb.CircularExemplarStorage {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.ring
+}
+
+// delete takes exemplars out of the ring and its file: it has those that are left put into another one. Requests that bring exemplars wait for
+// that, a few milliseconds for 10,000 of them.
+func (x *exemplars) delete(deleted *tombstone.Filter, path string) error {
+	if x.size <= 0 || !slices.ContainsFunc(x.all(), func(e seriesExemplar) bool { return deleted.Deletes(e.series, e.Ts) }) {
+		return nil
+	}
+	ring, err := newRing(x.size)
+	if err != nil {
+		return err
+	}
+	x.mu.Lock()
+	for _, e := range entries(x.ring) {
+		if !deleted.Deletes(e.series, e.Ts) {
+			_ = ring.AddExemplar(e.series, e.Exemplar) // the other ring has taken it
+		}
+	}
+	x.ring = ring
+	x.mu.Unlock()
+	x.changed.Store(true)
+	return x.save(path)
 }
 
 // all returns the ring's content, oldest first. Label sets are shared with it.
-func (x *exemplars) all() []seriesExemplar {
+func (x *exemplars) all() []seriesExemplar { return entries(x.current()) }
+
+func entries(ring *tsdb.CircularExemplarStorage) []seriesExemplar {
 	var out []seriesExemplar
-	_ = x.ring.IterateExemplars(func(series labels.Labels, e exemplar.Exemplar) error {
+	_ = ring.IterateExemplars(func(series labels.Labels, e exemplar.Exemplar) error {
 		out = append(out, seriesExemplar{e, series})
 		return nil
 	})
@@ -93,6 +144,8 @@ func (x *exemplars) all() []seriesExemplar {
 
 // save writes the ring to its file. The ring is locked only while it is copied.
 func (x *exemplars) save(path string) error {
+	x.saving.Lock()
+	defer x.saving.Unlock()
 	if x.size <= 0 || !x.changed.Swap(false) {
 		return nil
 	}
@@ -114,7 +167,7 @@ func (x *exemplars) load(name string) error {
 		return err
 	}
 	err = decodeExemplars(f.Bytes(), func(e seriesExemplar) {
-		_ = x.ring.AddExemplar(e.series, e.Exemplar) // an attempt to open that failed may have added it before
+		_ = x.current().AddExemplar(e.series, e.Exemplar) // an attempt to open that failed may have added it before
 	})
 	return errors.Join(err, f.Close())
 }

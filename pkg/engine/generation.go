@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace/millrace/pkg/serving"
 	"github.com/millrace/millrace/pkg/speed"
+	"github.com/millrace/millrace/pkg/tombstone"
 	"github.com/millrace/millrace/pkg/wal"
 )
 
@@ -121,6 +122,9 @@ type generation struct {
 	// replayedSize is that of the log when it was read back, in bytes.
 	replayedSize int64
 	source       *generationSource
+	stored       tombstone.Stored
+	// deleted hides exemplars while the log is read back.
+	deleted *tombstone.Filter
 }
 
 func (g *generation) name() string { return fmt.Sprintf("%020d", g.Number) }
@@ -134,6 +138,9 @@ func (s *generationSource) Layer() serving.Layer          { return serving.Speed
 func (s *generationSource) Generations() (uint64, uint64) { return s.Number, s.Number }
 func (s *generationSource) MinTime() int64                { return s.mem.Stats().MinTime }
 func (s *generationSource) MaxTime() int64                { return s.mem.Stats().MaxTime }
+
+// DeletedBy implements serving.Source.
+func (s *generationSource) DeletedBy(t *tombstone.Tombstone) tombstone.Effect { return t.On(s.stored) }
 
 func (s *generationSource) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
 	return s.mem.ChunkQuerier(mint, maxt)
@@ -161,6 +168,6 @@ func (e *Engine) wireGeneration(h header, previous *speed.Generation) *generatio
 		Number: h.Number, Previous: previous, StartTimestamps: e.cfg.Storage.StartTimestamps, Metrics: e.speedM,
 	})}
 	g.dir = filepath.Join(e.data.path, walDir, g.name())
-	g.source = &generationSource{g}
+	g.source, g.stored = &generationSource{g}, e.storedGeneration(h.Number)
 	return g
 }

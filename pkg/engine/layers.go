@@ -19,6 +19,7 @@ type Layers struct {
 	Jobs        []batch.JobStatus  `json:"jobs"`
 	Bucket      BucketInfo         `json:"bucket"`
 	Local       LocalInfo          `json:"local"`
+	Tombstones  Tombstones         `json:"tombstones"`
 	HAClusters  []ingest.HACluster `json:"haClusters"` // the last 1,000 of which something was stored
 	Writer      claim.Status       `json:"writer"`
 	Problems    map[string]string  `json:"problems"`
@@ -79,6 +80,7 @@ type LocalInfo struct {
 // Layers describes what the layers hold at this moment.
 func (e *Engine) Layers() Layers {
 	l := Layers{Generations: []GenerationInfo{}, Blocks: []BlockInfo{}, Jobs: []batch.JobStatus{}, Problems: map[string]string{}}
+	l.Tombstones.Newest = []TombstoneInfo{}
 	l.HAClusters = e.receiver.HAClusters()
 	e.mu.Lock()
 	for name, err := range e.problems {
@@ -99,6 +101,11 @@ func (e *Engine) Layers() Layers {
 	for _, m := range inBucket {
 		l.Blocks = append(l.Blocks, describeBlock(m, "bucket", m.Size()))
 	}
+	sources := e.localSources()
+	for i := range inBucket {
+		sources = append(sources, inBucket[i].Stored())
+	}
+	l.Tombstones = e.data.deletions.describe(sources)
 	l.Jobs = append(append(l.Jobs, e.calls.status()...), e.data.runner.Status()...)
 	l.Watermarks = watermarks(l.Generations, inBucket)
 	l.Watermarks.setNewest(newestSpeed(l.Generations, local), newestBatch(inBucket, time.Now()))

@@ -18,6 +18,7 @@ import (
 
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/serving"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 const (
@@ -93,6 +94,11 @@ func (s *blockSource) Layer() serving.Layer          { return s.layer }
 func (s *blockSource) Generations() (uint64, uint64) { return s.meta.Generations() }
 func (s *blockSource) MinTime() int64                { return s.meta.MinTime }
 func (s *blockSource) MaxTime() int64                { return s.meta.MaxTime - 1 }
+
+// DeletedBy implements serving.Source.
+func (s *blockSource) DeletedBy(t *tombstone.Tombstone) tombstone.Effect {
+	return t.On(s.meta.Stored())
+}
 
 func (s *blockSource) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
 	if s.foreign != nil {
@@ -180,7 +186,7 @@ func (e *Engine) uploadAll(ctx context.Context) {
 	}
 }
 
-// uploadOnce uploads what waits, and stops at the first failure: generations reach the bucket in order. It fails without the claim of the
+// uploadOnce uploads what waits, tombstones first, and stops at the first failure: generations reach the bucket in order. It fails without the claim of the
 // external labels, and gives up when that is lost.
 func (e *Engine) uploadOnce(ctx context.Context) error {
 	held, done, number, err := e.holdClaim(ctx)
@@ -196,9 +202,20 @@ func (e *Engine) uploadOnce(ctx context.Context) error {
 	}
 	e.uploads.Lock()
 	defer e.uploads.Unlock()
-	for b := e.firstLocal(); b != nil; b = e.firstLocal() {
+	for {
 		if err := e.stillHeld(number); err != nil {
 			return err
+		}
+		// Before each block: nothing that is later than a tombstone may be in the bucket before it.
+		if err := e.data.deletions.upload(held); err != nil {
+			if held.Err() == nil {
+				e.data.synced.uploadTried(err)
+			}
+			return err
+		}
+		b := e.firstLocal()
+		if b == nil {
+			return nil
 		}
 		if err := e.uploadBlock(held, b); err != nil {
 			if ctx.Err() != nil {
@@ -209,7 +226,6 @@ func (e *Engine) uploadOnce(ctx context.Context) error {
 			return err // names the block
 		}
 	}
-	return nil
 }
 
 func (e *Engine) uploadBlock(ctx context.Context, b *localBlock) error {

@@ -19,6 +19,8 @@ type metrics struct {
 	bucketUp          prometheus.Gauge
 	claimHeld         prometheus.Gauge
 	refused           *prometheus.CounterVec
+	deletions         prometheus.Counter
+	tombstones        prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -49,6 +51,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		claimHeld: f.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_writer_claim_held", Help: "Whether this process holds the bucket's claim of its external labels, without which nothing is uploaded.",
+		}),
+		deletions: f.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_tombstones_created_total", Help: "Deletions of series that were accepted.",
+		}),
+		tombstones: f.NewGauge(prometheus.GaugeOpts{
+			Name: "millrace_tombstones", Help: "Deletions of series that are in force: not all that they delete is erased from the bucket.",
 		}),
 		refused: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_writes_refused_total", Help: "Write requests that were refused, to be sent again, because disk or memory had no room or another writer has the external labels, by what it was.",

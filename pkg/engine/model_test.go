@@ -14,12 +14,15 @@ import (
 
 	"github.com/golang/snappy"
 	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/prompb"
 	writev2 "github.com/prometheus/prometheus/prompb/io/prometheus/write/v2"
+	"github.com/prometheus/prometheus/storage"
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/serving"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 var histories = flag.Int("histories", 3, "how many random histories TestHistoriesOfAnEngine goes through")
@@ -49,7 +52,7 @@ func (h *history) at(series string) int64 {
 		last = h.now - h.Int63n(3*windowMillis)
 	case h.Intn(4) > 0:
 		last += 1 + h.Int63n(60_000)
-	case h.Intn(2) == 0:
+	case h.Intn(2) == 0 && len(h.want[series]) > 0:
 		taken := slices.Sorted(maps.Keys(h.want[series]))
 		return taken[h.Intn(len(taken))]
 	default:
@@ -106,11 +109,43 @@ func (h *history) write() {
 	require.NoError(h.t, err)
 }
 
-// check compares all samples of all series.
+// delete deletes what was accepted of some series: all of it, or what lies in a range of time, if need be to the millisecond.
+func (h *history) delete() {
+	var d Deletion
+	doomed := map[string]bool{}
+	for range 1 + h.Intn(2) {
+		s := tombstone.Selector{labels.MustNewMatcher(labels.MatchEqual, "series", strconv.Itoa(h.Intn(12)))}
+		if h.Intn(4) == 0 {
+			s = tombstone.Selector{
+				labels.MustNewMatcher(labels.MatchEqual, "__name__", "m"), labels.MustNewMatcher(labels.MatchRegexp, "series", strconv.Itoa(h.Intn(10))+".*"),
+			}
+		}
+		d.Selectors = append(d.Selectors, s)
+		for i := range 12 {
+			if name := strconv.Itoa(i); s[len(s)-1].Matches(name) {
+				doomed[name] = true
+			}
+		}
+	}
+	if d.MinTime, d.MaxTime = minTime, maxTime; h.Intn(2) == 0 {
+		d.MinTime = h.now - h.Int63n(30*windowMillis)
+		d.MaxTime = d.MinTime + h.Int63n(20*windowMillis)
+	}
+	require.NoError(h.t, h.e.DeleteSeries(h.t.Context(), d))
+	for name := range doomed {
+		maps.DeleteFunc(h.want[name], func(at int64, _ int) bool { return at >= d.MinTime && at <= d.MaxTime })
+		if len(h.want[name]) == 0 {
+			delete(h.want, name)
+		}
+	}
+}
+
+// check compares all samples of all series, and the values of labels.
 func (h *history) check() {
 	got, err := h.samples()
 	require.NoError(h.t, err)
 	require.Equal(h.t, h.want, got)
+	h.checkLabels()
 }
 
 // samples are all that a query sees, by series and time.
@@ -135,6 +170,37 @@ func (h *history) samples() (map[string]map[int64]int, error) {
 		}
 	}
 	return got, nil
+}
+
+// checkLabels compares the values of labels.
+func (h *history) checkLabels() {
+	lq, err := h.e.queryable.Querier(minTime, maxTime)
+	require.NoError(h.t, err)
+	defer lq.Close()
+	values, _, err := lq.LabelValues(h.t.Context(), "series", nil)
+	require.NoError(h.t, err)
+	require.ElementsMatch(h.t, slices.Collect(maps.Keys(h.want)), values)
+	hints := &storage.SelectHints{Start: minTime, End: maxTime, Func: "series"}
+	set := lq.Select(h.t.Context(), false, hints, labels.MustNewMatcher(labels.MatchEqual, "__name__", "m"))
+	var series []string
+	for set.Next() {
+		series = append(series, set.At().Labels().Get("series"))
+	}
+	require.NoError(h.t, set.Err())
+	require.ElementsMatch(h.t, slices.Collect(maps.Keys(h.want)), series)
+}
+
+// checkErased compares what the bucket's blocks hold, deleted or not, once all is in the bucket and compacted. Blocks of which nothing was left are
+// on their way out.
+func (h *history) checkErased() {
+	listed, err := h.e.data.lister.List(h.t.Context())
+	require.NoError(h.t, err)
+	h.e.set.Replace(slices.DeleteFunc(h.e.set.Sources(), func(s serving.Source) bool {
+		b, ok := s.(*blockSource)
+		return !ok || listed[b.meta.ULID].DeletionMark == nil
+	}), nil)
+	h.e.set.Delete(nil)
+	h.check()
 }
 
 // crash goes on with a copy of the files as they are, when none is being made: what a process that was killed leaves. (How it is in the middle of
@@ -167,7 +233,7 @@ func TestHistoriesOfAnEngine(t *testing.T) {
 			}
 			h.e = startEngine(t, testConfig(t, h.path))
 			for range 40 {
-				switch h.Intn(20) {
+				switch h.Intn(24) {
 				case 0, 1:
 					require.NoError(t, h.e.rotate())
 				case 2:
@@ -176,6 +242,8 @@ func TestHistoriesOfAnEngine(t *testing.T) {
 					h.restart()
 				case 4:
 					h.crash()
+				case 5, 6, 7, 8:
+					h.delete()
 				default:
 					h.write()
 				}
@@ -185,6 +253,7 @@ func TestHistoriesOfAnEngine(t *testing.T) {
 			}
 			require.NoError(t, h.e.RunBatch(t.Context()))
 			h.check()
+			h.checkErased()
 		})
 	}
 }

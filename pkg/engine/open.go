@@ -56,6 +56,7 @@ type dataPath struct {
 	full       chan struct{} // a token: the active generation is full, or sealNow is set
 	sealNow    atomic.Bool   // the log cannot be trusted with what it holds, or there is no room for more, or a seal failed
 	synced     *bucketState
+	deletions  *deletions
 	begun      map[uint64]bool // generations that have a log and already some blocks
 	claim      *claim.Claimant
 	cutOff     atomic.Bool // an upload was given up half-way by a stop
@@ -121,6 +122,10 @@ func (e *Engine) tryOpen(ctx context.Context) (err error) {
 		}
 	}()
 	if err := wal.RemoveTemporary(filepath.Join(d.path, walDir)); err != nil {
+		return err
+	}
+	// Before anything that they hide can be seen.
+	if err := d.deletions.load(); err != nil {
 		return err
 	}
 	logs, err := readLogs(d.path)
@@ -254,6 +259,8 @@ func (e *Engine) recover(ctx context.Context, logs []uint64, highest uint64) err
 		g.sealed = true
 		e.publish(g)
 	}
+	// What comes now must not be taken for what was deleted.
+	highest = max(highest, e.data.deletions.highest(e.cfg.Storage.externalLabels()))
 	signal(e.sealed)
 	next, err := e.newGeneration(highest+1, nil)
 	if err != nil {
@@ -263,10 +270,11 @@ func (e *Engine) recover(ctx context.Context, logs []uint64, highest uint64) err
 	return e.activate(next)
 }
 
-// mayContinue tells whether a replayed generation can take further requests: its log must be whole and of the present format, its idea of what is recent not old, and none of its blocks
-// written yet.
+// mayContinue tells whether a replayed generation can take further requests: its log must be whole and of the present format, its idea of what is recent not old, none of its blocks
+// written yet, and none of its samples deleted.
 func (e *Engine) mayContinue(g *generation) bool {
-	return !g.damaged && g.Version == headerVersion && !e.data.begun[g.Number] && time.Since(time.UnixMilli(g.Created)) < staleGeneration
+	return !g.damaged && g.Version == headerVersion && !e.data.begun[g.Number] &&
+		g.Number > e.data.deletions.highest(e.cfg.Storage.externalLabels()) && time.Since(time.UnixMilli(g.Created)) < staleGeneration
 }
 
 func (e *Engine) continueGeneration(g *generation) error {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/serving"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // Numbers of generations are given out before the bucket has to be asked. So when the claim has become ours, blocks of another writer may be there whose
@@ -90,6 +91,8 @@ func (e *Engine) oldestWaiting() (number uint64, id ulid.ULID) {
 // renumber seals what is in memory, so that all that waits is blocks on local disk, and gives these numbers from highest+1 on. The generation that
 // is begun by that has a number above them.
 func (e *Engine) renumber(ctx context.Context, highest uint64) error {
+	e.deleting.Lock() // or a deletion would be of numbers that are none any more
+	defer e.deleting.Unlock()
 	e.rotating.Lock()
 	last := e.reserveNumbers(highest)
 	e.rotating.Unlock()
@@ -146,11 +149,16 @@ func (e *Engine) reserveNumbers(highest uint64) (last uint64) {
 // nextNumber is that of the generation after one. It is called with rotating.
 func (d *dataPath) nextNumber(after uint64) uint64 { return max(after, d.reserved) + 1 }
 
-// renumberBlock writes a local block's meta.json anew and lets queries see it so.
+// renumberBlock writes a local block's meta.json anew and lets queries see it so. What was deleted of it stays deleted.
 func (e *Engine) renumberBlock(b *localBlock, number uint64) error {
 	m := b.meta
 	extension := *m.Thanos.Extensions.Millrace
 	extension.Generations = block.Generations{Min: number, Max: number}
+	for _, t := range e.data.deletions.all() {
+		if t.On(m.Stored()) == tombstone.Whole && t.Generation < number {
+			extension.Deleted = append(extension.Deleted, t.ID)
+		}
+	}
 	m.Thanos.Extensions.Millrace = &extension
 	raw, err := m.Marshal()
 	if err != nil {

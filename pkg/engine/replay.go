@@ -50,6 +50,7 @@ func (e *Engine) replayLog(ctx context.Context, dir string, number uint64, o wal
 	begin := func(h header) {
 		g := e.wireGeneration(h, nil)
 		g.dir, g.damaged = dir, o.IgnoreHeader
+		g.deleted = e.data.deletions.of(g.stored)
 		r = e.newReplayer(ctx, g)
 	}
 	if o.IgnoreHeader {

@@ -10,5 +10,16 @@ func WithNewest(ctx context.Context) context.Context {
 	return context.WithValue(ctx, newestKey{}, true)
 }
 
+// WithAll takes back what WithNewest said: older samples count, too.
+func WithAll(ctx context.Context) context.Context {
+	if !NewestOnly(ctx) {
+		return ctx
+	}
+	return context.WithValue(ctx, newestKey{}, false)
+}
+
 // NewestOnly says whether ctx comes from WithNewest.
-func NewestOnly(ctx context.Context) bool { return ctx.Value(newestKey{}) != nil }
+func NewestOnly(ctx context.Context) bool {
+	newest, _ := ctx.Value(newestKey{}).(bool)
+	return newest
+}

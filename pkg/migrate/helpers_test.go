@@ -32,6 +32,7 @@ import (
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/serving"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -170,6 +171,9 @@ func served(t *testing.T, bkt objstore.Bucket) storage.Queryable {
 		set.Replace(nil, []serving.Entry{{Source: served1{b}}})
 		t.Cleanup(func() { require.NoError(t, b.Close()) })
 	}
+	deleted, err := tombstone.NewStore(bkt).List(t.Context())
+	require.NoError(t, err)
+	set.Delete(deleted)
 	return serving.NewQueryable(set, serving.Options{})
 }
 
@@ -179,6 +183,10 @@ func (served1) Layer() serving.Layer { return serving.Batch }
 func (s served1) Generations() (uint64, uint64) {
 	m := s.Meta()
 	return m.Generations()
+}
+func (s served1) DeletedBy(t *tombstone.Tombstone) tombstone.Effect {
+	m := s.Meta()
+	return t.On(m.Stored())
 }
 func (s served1) MinTime() int64 { return s.Meta().MinTime }
 func (s served1) MaxTime() int64 { return s.Meta().MaxTime - 1 }

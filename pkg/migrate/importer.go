@@ -17,6 +17,7 @@ import (
 
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 const (
@@ -50,13 +51,15 @@ type Options struct {
 
 // Importer imports one or several sources. Close ends it.
 type Importer struct {
-	o        Options
-	log      *slog.Logger
-	keys     keys
-	bounds   span // of what is imported
-	scratch  string
-	lock     io.Closer
-	known    map[ulid.ULID]bool // ids and sources of all blocks in the bucket
+	o       Options
+	log     *slog.Logger
+	keys    keys
+	bounds  span // of what is imported
+	scratch string
+	lock    io.Closer
+	known   map[ulid.ULID]bool // ids and sources of all blocks in the bucket
+	// deleted are the deletions that came before the import: they do not hide what is imported.
+	deleted  []*tombstone.Tombstone
 	progress Progress
 	summary  Summary
 }
@@ -144,6 +147,9 @@ func (im *Importer) Close() error {
 func (im *Importer) list(ctx context.Context) error {
 	listed, err := block.List(ctx, im.o.Bucket)
 	if err != nil {
+		return err
+	}
+	if im.deleted, err = tombstone.NewStore(im.o.Bucket).List(ctx); err != nil {
 		return err
 	}
 	own, others := false, map[string]bool{}

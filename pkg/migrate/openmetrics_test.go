@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"github.com/thanos-io/objstore"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 func textOf(text string) func(context.Context, *Importer) error {
@@ -112,7 +114,7 @@ func TestOpenMetricsIsIdempotentByContent(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, z.Close())
 	bkt := objstore.NewInMemBucket()
-	first, err := importInto(t, bkt, nil, textOf(text))
+	first, err := importInto(t, bkt, func(*Options) {}, textOf(text))
 	require.NoError(t, err)
 	require.Positive(t, first.Blocks)
 	before := content(bkt)
@@ -207,4 +209,26 @@ func FuzzOpenMetrics(f *testing.F) {
 			}
 		}
 	})
+}
+
+// An import is accepted when it is made, whatever the age of its samples: deletions that came before do not hide it, later ones do.
+func TestDeletionsBeforeAndAfterAnImport(t *testing.T) {
+	bkt := objstore.NewInMemBucket()
+	deleteAll := func() {
+		all := tombstone.Selector{labels.MustNewMatcher(labels.MatchRegexp, "__name__", ".+")}
+		s, err := tombstone.New(5, math.MinInt64, math.MaxInt64, []tombstone.Selector{all}, writer, nil)
+		require.NoError(t, err)
+		require.NoError(t, tombstone.NewStore(bkt).Put(t.Context(), s))
+	}
+	deleteAll()
+	text := randomText(rand.New(rand.NewPCG(1, 1)), 100)
+	_, err := importInto(t, bkt, func(*Options) {}, textOf(text))
+	require.NoError(t, err)
+	require.Equal(t, parsed(t, text), floatsOf(t, bkt))
+	compact(t, bkt)
+	require.Equal(t, parsed(t, text), floatsOf(t, bkt), "compacted")
+	deleteAll()
+	require.Empty(t, floatsOf(t, bkt))
+	compact(t, bkt)
+	require.Empty(t, floatsOf(t, bkt), "erased")
 }

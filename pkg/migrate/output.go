@@ -17,6 +17,7 @@ import (
 
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/merge"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 const (
@@ -133,6 +134,11 @@ func (im *Importer) meta(o output) block.Meta {
 		m.Compaction.Parents = append(m.Compaction.Parents, tsdb.BlockDesc{ULID: key, MinTime: o.spans[i].from, MaxTime: o.spans[i].to})
 	}
 	m.SetExtension(o.level, 0, 0)
+	for _, t := range im.deleted {
+		if t.On(m.Stored()) != tombstone.None {
+			m.Thanos.Extensions.Millrace.Applied = append(m.Thanos.Extensions.Millrace.Applied, t.ID)
+		}
+	}
 	return m
 }
 

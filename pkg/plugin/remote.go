@@ -195,7 +195,7 @@ func (r *remote) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	method, form := req.Method, req.URL.Query()
 	isForm := strings.HasPrefix(req.Header.Get("Content-Type"), "application/x-www-form-urlencoded")
-	if method == http.MethodPost && r.settings.HTTPMethod == http.MethodGet && (isForm || len(body) == 0) {
+	if method == http.MethodPost && r.settings.HTTPMethod == http.MethodGet && (isForm || len(body) == 0) && takesGet(req.URL.Path) {
 		fields, err := url.ParseQuery(string(body))
 		if err != nil {
 			writeAPIError(w, http.StatusBadRequest, "bad_data", "read the form: "+err.Error())

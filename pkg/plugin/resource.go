@@ -47,6 +47,7 @@ var (
 	get     = []string{http.MethodGet}
 	post    = []string{http.MethodPost}
 	getPost = []string{http.MethodGet, http.MethodPost}
+	postPut = []string{http.MethodPost, http.MethodPut}
 )
 
 // routes are all paths that Grafana's users reach. What is not here is not passed on, whatever the engine or a server behind the
@@ -67,6 +68,9 @@ var routes = map[string]route{
 	"api/v1/push":             {post, writers},
 	"api/v1/batch/run":        {post, admins},
 	pathSuggestions:           {post, readers},
+
+	"api/v1/admin/tsdb/delete_series":    {postPut, admins},
+	"api/v1/admin/tsdb/clean_tombstones": {postPut, admins},
 }
 
 // labelValues is the one path with a name in it: api/v1/label/NAME/values.
@@ -89,6 +93,12 @@ func findRoute(given string) (cleaned string, r route, ok bool) {
 		return "", route{}, false
 	}
 	return cleaned, labelValues, true
+}
+
+// takesGet tells whether a path only reads, so that a server may be asked by GET.
+func takesGet(path string) bool {
+	_, r, ok := findRoute(path)
+	return ok && slices.Contains(r.methods, http.MethodGet)
 }
 
 // unsafeInName tells whether a character in a label's name could mean something to whoever reads the path next. Labels whose names hold one

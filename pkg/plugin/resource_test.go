@@ -93,6 +93,9 @@ func TestRoles(t *testing.T) {
 			{"POST", "api/v1/push", []string{"Editor", "Admin"}},
 			{"POST", "api/v1/batch/run", []string{"Admin"}},
 			{"POST", "api/v1/batch/run/", []string{"Admin"}},
+			{"POST", "api/v1/admin/tsdb/delete_series", []string{"Admin"}},
+			{"PUT", "api/v1/admin/tsdb/delete_series", []string{"Admin"}},
+			{"POST", "api/v1/admin/tsdb/clean_tombstones", []string{"Admin"}},
 			{"POST", "//api/v1//write", []string{"Editor", "Admin"}},
 			{"POST", "api/v1/query/../write", []string{"Editor", "Admin"}},
 		} {
@@ -148,7 +151,7 @@ func TestPaths(t *testing.T) {
 		"api/v1/query/%2e%2e/write", "api/v1/query\\..\\write", "api/v1/query;/write", "api/v1/query\x00", "api/v1/query?x", "api/v1/query#",
 		"api/v1/label//values", "api/v1/label/a/b/values", "api/v1/label/../values", "api/v1/label/a%2fb/values", "api/v1/label/a/values/x", "api/v1/label/a",
 		"api/v1/label/a\\b/values", "api/v1/label/a?b/values", "api/v1/label/a\nb/values", "api/v1/label/values",
-		"metrics", "-/ready", "-/healthy", "debug/pprof/heap", "api/v1/admin/tsdb/delete_series", "api/v1/status/config", "federate", "http://other/api/v1/query",
+		"metrics", "-/ready", "-/healthy", "debug/pprof/heap", "api/v1/admin/tsdb/snapshot", "api/v1/status/config", "federate", "http://other/api/v1/query",
 	} {
 		t.Run("no path "+given, func(t *testing.T) {
 			_, _, ok := findRoute(given)
@@ -165,6 +168,8 @@ func TestMethods(t *testing.T) {
 			{"DELETE", "api/v1/series"},
 			{"GET", "api/v1/batch/run"},
 			{"POST", "api/v1/layers"},
+			{"GET", "api/v1/admin/tsdb/delete_series"},
+			{"DELETE", "api/v1/admin/tsdb/delete_series"},
 			{"OPTIONS", "api/v1/query"},
 			{"get", "api/v1/query"},
 			{"GET", "suggestions"},

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/prometheus/storage"
 	v1 "github.com/prometheus/prometheus/web/api/v1"
 
+	"github.com/millrace/millrace/pkg/engine"
 	"github.com/millrace/millrace/pkg/serving"
 )
 
@@ -36,6 +37,8 @@ type Options struct {
 	Layers func() any
 	// BatchRun runs what is due. Without wait it returns at once. Its value is the data of the answer.
 	BatchRun func(ctx context.Context, wait bool) (any, error)
+	// DeleteSeries deletes series; nil is what Prometheus answers without --web.enable-admin-api.
+	DeleteSeries func(context.Context, engine.Deletion) error
 
 	Build v1.PrometheusVersion
 	// CORSOrigin says which origins may read answers; nil is all, as in Prometheus.

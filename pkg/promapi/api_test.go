@@ -34,6 +34,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/millrace/millrace/pkg/serving"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // TestMain ignores what libraries of the buckets start when they are loaded.
@@ -47,8 +48,12 @@ type dbSource struct {
 
 func (s *dbSource) Layer() serving.Layer          { return s.layer }
 func (s *dbSource) Generations() (uint64, uint64) { return uint64(s.layer), uint64(s.layer) }
-func (s *dbSource) MinTime() int64                { return math.MinInt64 }
-func (s *dbSource) MaxTime() int64                { return math.MaxInt64 }
+
+// DeletedBy implements serving.Source.
+func (*dbSource) DeletedBy(*tombstone.Tombstone) tombstone.Effect { return tombstone.None }
+
+func (s *dbSource) MinTime() int64 { return math.MinInt64 }
+func (s *dbSource) MaxTime() int64 { return math.MaxInt64 }
 
 var known = map[string]metadata.Metadata{
 	"up":      {Type: model.MetricTypeGauge, Help: "is it", Unit: ""},

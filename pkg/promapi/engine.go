@@ -16,7 +16,7 @@ import (
 
 // ForEngine returns the API of an engine. It can be served before the engine is started.
 func ForEngine(e *engine.Engine) http.Handler {
-	return New(Options{
+	o := Options{
 		QueryEngine: e.QueryEngine(),
 		Queryable:   e.Queryable(),
 		Exemplars:   e.ExemplarQueryable(),
@@ -35,7 +35,11 @@ func ForEngine(e *engine.Engine) http.Handler {
 			BuildUser: version.BuildUser, BuildDate: version.BuildDate, GoVersion: runtime.Version(),
 		},
 		Logger: e.Logger(),
-	})
+	}
+	if e.AdminAPI() {
+		o.DeleteSeries = e.DeleteSeries
+	}
+	return New(o)
 }
 
 func ready(s engine.State) error {

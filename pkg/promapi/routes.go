@@ -36,6 +36,9 @@ func (a *api) newRoutes() map[string]endpoint {
 		prefix + "/layers":    {methods: []string{http.MethodGet}, serve: http.HandlerFunc(a.layers), always: true, form: true},
 		prefix + "/batch/run": {methods: []string{http.MethodPost}, serve: http.HandlerFunc(a.batchRun), form: true},
 	}
+	for path, serve := range map[string]http.HandlerFunc{"delete_series": a.deleteSeries, "clean_tombstones": a.cleanTombstones} {
+		routes[prefix+"/admin/tsdb/"+path] = endpoint{methods: []string{http.MethodPost, http.MethodPut}, serve: serve, form: true}
+	}
 	if a.o.Metrics != nil {
 		routes["/metrics"] = endpoint{methods: []string{http.MethodGet, http.MethodHead}, serve: a.o.Metrics, always: true}
 	}

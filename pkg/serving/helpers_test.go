@@ -25,6 +25,8 @@ import (
 	"github.com/prometheus/prometheus/util/teststorage"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -39,12 +41,19 @@ type fakeSource struct {
 
 func (s *fakeSource) Layer() Layer                  { return s.layer }
 func (s *fakeSource) Generations() (uint64, uint64) { return s.gens[0], s.gens[1] }
-func (s *fakeSource) MinTime() int64                { return s.mint }
-func (s *fakeSource) MaxTime() int64                { return s.maxt }
+func (s *fakeSource) DeletedBy(t *tombstone.Tombstone) tombstone.Effect {
+	return t.On(tombstone.Stored{Writer: writer, MinTime: s.mint, MaxTime: s.maxt, MinGeneration: s.gens[0], MaxGeneration: s.gens[1]})
+}
+
+func (s *fakeSource) MinTime() int64 { return s.mint }
+func (s *fakeSource) MaxTime() int64 { return s.maxt }
 
 func (s *fakeSource) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
 	return s.open(mint, maxt)
 }
+
+// writer is whose samples fake sources hold.
+var writer = map[string]string{"millrace": "test"}
 
 // memory is a source of what is in memory, with floats only.
 func memory(layer Layer, gen uint64, all ...*storage.SeriesEntry) *fakeSource {

@@ -164,7 +164,9 @@ func (q *querier) open(m *member) (storage.ChunkQuerier, error) {
 	o.once.Do(func() {
 		if o.q, o.err = m.ChunkQuerier(q.mint, q.maxt); o.err != nil {
 			o.err = fmt.Errorf("open source of the %s layer: %w", m.Layer(), o.err)
+			return
 		}
+		o.q = q.snap.v.deleted[m].Querier(o.q, q.mint, q.maxt)
 	})
 	return o.q, o.err
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/prometheus/storage"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // Source is a part of the data that can be queried by itself: a generation or a block. It is compared by identity, so it must be a
@@ -15,6 +16,8 @@ import (
 type Source interface {
 	// Layer is Speed for a generation and for a local block that the bucket does not hold yet, Batch for a block in the bucket.
 	Layer() Layer
+	// DeletedBy says what a tombstone does to the source.
+	DeletedBy(t *tombstone.Tombstone) tombstone.Effect
 	// Generations is the range of generations that went into the source. Of two sources that have the same sample, the one with the
 	// higher max wins, then the one with the higher min; of two that are blocks, then the one that block.Compare puts later.
 	Generations() (minGen, maxGen uint64)
@@ -34,16 +37,19 @@ type Entry struct {
 	Release func()
 }
 
-// Set holds the sources that queries see.
+// Set holds the sources that queries see, and what of them is deleted.
 type Set struct {
-	mu      sync.Mutex
-	current *version
+	mu         sync.Mutex
+	current    *version
+	tombstones []*tombstone.Tombstone
 }
 
 // version is one state of a Set; its members are guarded by the Set's lock, and members does not change.
 type version struct {
 	members []*member // in order of precedence
-	pins    int       // snapshots, and one while the version is the current one
+	// deleted is what is hidden of each member, nil for most.
+	deleted map[*member]*tombstone.Filter
+	pins    int // snapshots, and one while the version is the current one
 }
 
 // member is a source in one or more versions.
@@ -62,29 +68,77 @@ func NewSet() *Set {
 // does nothing, and neither does adding what already is there.
 func (s *Set) Replace(remove []Source, add []Entry) {
 	s.mu.Lock()
-	next := &version{pins: 1}
+	next := &version{pins: 1, deleted: map[*member]*tombstone.Filter{}}
 	has := map[Source]bool{}
 	for _, m := range s.current.members {
 		if !slices.Contains(remove, m.Source) {
 			next.members = append(next.members, m)
 			has[m.Source] = true
+			if f := s.current.deleted[m]; f != nil {
+				next.deleted[m] = f
+			}
 		}
 	}
 	for _, e := range add {
 		if !has[e.Source] {
 			has[e.Source] = true
-			next.members = append(next.members, &member{Source: e.Source, release: e.Release})
+			m := &member{Source: e.Source, release: e.Release}
+			next.members = append(next.members, m)
+			next.hide(m, s.tombstones, nil)
 		}
 	}
 	slices.SortStableFunc(next.members, comparePrecedence)
+	freed := s.put(next)
+	s.mu.Unlock()
+	release(freed)
+}
+
+// Delete hides what tombstones delete, and no more what others before them did, in one step: from queries that begin later.
+func (s *Set) Delete(tombstones []*tombstone.Tombstone) {
+	s.mu.Lock()
+	s.tombstones = slices.Clone(tombstones)
+	next := &version{pins: 1, members: s.current.members, deleted: map[*member]*tombstone.Filter{}}
+	shared := map[string]*tombstone.Filter{}
+	for _, m := range next.members {
+		next.hide(m, s.tombstones, shared)
+	}
+	freed := s.put(next)
+	s.mu.Unlock()
+	release(freed)
+}
+
+// put makes next the current version and returns the members that nothing holds any more. The lock is held.
+func (s *Set) put(next *version) (freed []*member) {
 	for _, m := range next.members {
 		m.versions++
 	}
 	old := s.current
 	s.current = next
-	freed := s.unpin(old)
-	s.mu.Unlock()
-	release(freed)
+	return s.unpin(old)
+}
+
+// hide notes what is deleted of m. Members of which the same is deleted share a filter, by the tombstones' ids.
+func (v *version) hide(m *member, all []*tombstone.Tombstone, shared map[string]*tombstone.Filter) {
+	var (
+		own []*tombstone.Tombstone
+		key []byte
+	)
+	for _, t := range all {
+		if m.DeletedBy(t) != tombstone.None {
+			own, key = append(own, t), append(key, t.ID[:]...)
+		}
+	}
+	if len(own) == 0 {
+		return
+	}
+	f := shared[string(key)]
+	if f == nil {
+		f = tombstone.FilterOf(own)
+		if shared != nil {
+			shared[string(key)] = f
+		}
+	}
+	v.deleted[m] = f
 }
 
 // comparePrecedence orders members so that the later one wins.
