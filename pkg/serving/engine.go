@@ -164,9 +164,11 @@ type query struct {
 
 // Exec runs the query. The budget is held until Close.
 func (w *query) Exec(ctx context.Context) *promql.Result {
-	res := w.exec(ctx)
+	within, cancel := w.e.withTimeout(ctx)
+	defer cancel()
+	res := w.exec(within)
 	if res.Err != nil {
-		res.Err = w.e.explain(ctx, w.String(), res.Err)
+		res.Err = w.e.explain(ctx, within, w.String(), res.Err)
 		w.budget.Close()
 		return res
 	}
@@ -175,14 +177,17 @@ func (w *query) Exec(ctx context.Context) *promql.Result {
 	return res
 }
 
+// withTimeout returns the context of a query, which ends with ctx and after --query.timeout.
+func (e *Engine) withTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	if t := e.o.PromQL.Timeout; t > 0 {
+		return context.WithTimeout(ctx, t)
+	}
+	return ctx, func() {}
+}
+
 func (w *query) exec(ctx context.Context) *promql.Result {
 	if w.refused != nil {
 		return &promql.Result{Err: w.refused}
-	}
-	if t := w.e.o.PromQL.Timeout; t > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, t)
-		defer cancel()
 	}
 	res := w.once(ctx)
 	if !errors.Is(res.Err, block.ErrGone) {
@@ -247,8 +252,9 @@ func (w *query) current() promql.Query {
 	return w.inner
 }
 
-// explain gives errors the type and text that a user should see.
-func (e *Engine) explain(ctx context.Context, qs string, err error) error {
+// explain gives errors the type and text that a user should see. The query ran in a context within ctx, that of the caller. A deadline that is neither's is one of
+// the bucket's requests: an error like any other.
+func (e *Engine) explain(ctx, within context.Context, qs string, err error) error {
 	var memory *MemoryError
 	var samples promql.ErrTooManySamples
 	var fetch *FetchError
@@ -274,7 +280,7 @@ func (e *Engine) explain(ctx context.Context, qs string, err error) error {
 	case errors.As(err, new(promql.ErrQueryTimeout)):
 		return e.timedOut(ctx, err)
 	case errors.As(err, new(promql.ErrQueryCanceled)):
-	case errors.Is(err, context.DeadlineExceeded) && (ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded)):
+	case errors.Is(err, context.DeadlineExceeded) && errors.Is(within.Err(), context.DeadlineExceeded):
 		return e.timedOut(ctx, promql.ErrQueryTimeout("reading series"))
 	case errors.Is(err, context.Canceled):
 		return promql.ErrQueryCanceled("reading series")

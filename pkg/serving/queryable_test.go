@@ -382,6 +382,18 @@ func TestErrorsNameTheLimit(t *testing.T) {
 	require.NotContains(t, err.Error(), "--query.timeout", "the time was the caller's")
 }
 
+// A request to the bucket that has a deadline of its own says nothing of the time that queries have.
+func TestDeadlineOfARequestIsNoTimeoutOfTheQuery(t *testing.T) {
+	broken := setSource(Batch, func(context.Context) storage.ChunkSeriesSet {
+		return storage.ErrChunkSeriesSet(fmt.Errorf("get index: %w", context.DeadlineExceeded))
+	})
+	o := testOptions(1000)
+	_, err := run(t, NewEngine(o), NewQueryable(newSet(broken), Options{}), `m`, 0, 0)
+	require.ErrorContains(t, err, "get index: ")
+	require.NotErrorAs(t, err, new(promql.ErrQueryTimeout))
+	require.NotContains(t, err.Error(), "--query.timeout")
+}
+
 func TestTimeAndCancelling(t *testing.T) {
 	slow := setSource(Batch, func(ctx context.Context) storage.ChunkSeriesSet {
 		<-ctx.Done()
