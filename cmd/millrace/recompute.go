@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/alecthomas/kingpin/v2"
+	"github.com/oklog/ulid/v2"
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/engine"
@@ -87,6 +88,9 @@ func recomputedText(f *batch.Recomputed, dry bool) string {
 	}
 	if dry {
 		return text + "would be swapped: " + what
+	}
+	if f.Replacement == (ulid.ULID{}) {
+		return text + "is marked for deletion: " + what
 	}
 	return text + fmt.Sprintf("swapped for %s: %s", f.Replacement, what)
 }

@@ -39,7 +39,7 @@ const (
 type Recomputed struct {
 	Block   block.Meta
 	Outcome Outcome
-	// Replacement is the block that took its place, if it was swapped.
+	// Replacement is the block that took its place, if it was swapped; the zero ULID if nothing was left for one.
 	Replacement ulid.ULID
 	// Reason says why it is impossible, or how the old block cannot be read.
 	Reason string
@@ -249,7 +249,10 @@ func (e *execution) rebuild(ctx context.Context, m block.Meta, res *Recomputed, 
 	}
 	var digest block.Digest
 	m, err = e.write(ctx, m, window{min: m.MinTime, max: m.MaxTime}, &digest)
-	if err != nil {
+	switch {
+	case errors.Is(err, block.ErrEmpty):
+		return e.removeEmpty(ctx, res, dry)
+	case err != nil:
 		return e.noteMismatch(err)
 	}
 	dir := filepath.Join(e.o.ScratchDir, m.ULID.String())
@@ -269,6 +272,18 @@ func (e *execution) rebuild(ctx context.Context, m block.Meta, res *Recomputed, 
 	res.Replacement = m.ULID
 	e.addOutput(e.tracker, m.ULID)
 	return nil
+}
+
+// removeEmpty ends the recomputation of a block of which nothing is left, because all of it was deleted.
+func (e *execution) removeEmpty(ctx context.Context, res *Recomputed, dry bool) error {
+	res.Outcome, res.Reason = Swapped, "its level-0 blocks have no samples that count"
+	if dry {
+		return nil
+	}
+	if err := e.stillThere(ctx, res.Block.ULID); err != nil {
+		return err
+	}
+	return block.MarkForDeletion(ctx, e.o.Bucket, res.Block.ULID, res.Reason)
 }
 
 // differ compares the block in dir with the one whose place it takes. An old block that cannot be read differs.

@@ -294,3 +294,31 @@ func TestRecomputeDiesAtEveryCall(t *testing.T) {
 		}
 	}
 }
+
+// TestRecomputeKeepsDeletions: what was deleted does not come back from level-0 blocks, and a block of which nothing is left goes.
+func TestRecomputeKeepsDeletions(t *testing.T) {
+	w, r := compacted(t, objstore.NewInMemBucket())
+	w.delete("a", 60*hour, 0)
+	out := w.recompute(r, false)
+	require.NotZero(t, outcomes(out)[Swapped], "series a is rebuilt away")
+	require.Zero(t, outcomes(out)[Impossible])
+	w.check()
+	w.checkErased()
+	require.Zero(t, outcomes(w.recompute(r, false))[Swapped], "and once is enough")
+
+	w.delete(".+", 1000*hour, 0)
+	n := len(w.visible())
+	dry := w.recompute(r, true)
+	require.Equal(t, map[Outcome]int{Swapped: n}, outcomes(dry))
+	for _, f := range w.recompute(r, false) {
+		require.Zero(t, f.Replacement)
+		require.Contains(t, f.Reason, "no samples")
+	}
+	w.check()
+	w.advance(2 * hour)
+	w.run(r, true)
+	w.advance(2 * hour)
+	w.run(r, true)
+	w.check()
+	w.checkErased()
+}

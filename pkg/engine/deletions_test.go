@@ -329,17 +329,19 @@ func TestDeletionsBesideWrites(t *testing.T) {
 	e := startEngine(t, testConfig(t, t.TempDir()))
 	now := time.Now().UnixMilli()
 	stop := make(chan struct{})
-	done := make(chan struct{})
+	noise := make(chan error, 1)
 	go func() {
-		defer close(done)
-		for i := 0; ; i++ {
+		var err error
+		for i := 0; err == nil; i++ {
 			select {
 			case <-stop:
+				noise <- nil
 				return
 			default:
-				write(t, e, "noise", point{now - int64(i), 1})
+				err = tryWrite(t.Context(), e, "noise", point{now - int64(i), 1})
 			}
 		}
+		noise <- err
 	}()
 	for i := range 15 {
 		write(t, e, "a", point{now - 1000, float64(i)})
@@ -349,7 +351,7 @@ func TestDeletionsBesideWrites(t *testing.T) {
 		require.Equal(t, []point{{now - 1000, -1}}, read(t, e, serving.Merged, "a", now, time.Minute))
 	}
 	close(stop)
-	<-done
+	require.NoError(t, <-noise)
 }
 
 func TestWhatLayersTellOfDeletions(t *testing.T) {

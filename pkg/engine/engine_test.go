@@ -84,14 +84,21 @@ type point struct {
 // write sends points of one series as a remote write 1.0 request through the receiver.
 func write(t *testing.T, e *Engine, series string, points ...point) {
 	t.Helper()
+	require.NoError(t, tryWrite(t.Context(), e, series, points...))
+}
+
+// tryWrite is write for goroutines.
+func tryWrite(ctx context.Context, e *Engine, series string, points ...point) error {
 	ts := prompb.TimeSeries{Labels: []prompb.Label{{Name: "__name__", Value: "m"}, {Name: "series", Value: series}}}
 	for _, p := range points {
 		ts.Samples = append(ts.Samples, prompb.Sample{Timestamp: p.t, Value: p.v})
 	}
 	raw, err := (&prompb.WriteRequest{Timeseries: []prompb.TimeSeries{ts}}).Marshal()
-	require.NoError(t, err)
-	_, err = e.receiver.Ingest(t.Context(), ingest.V1, snappy.Encode(nil, raw))
-	require.NoError(t, err)
+	if err != nil {
+		return err
+	}
+	_, err = e.receiver.Ingest(ctx, ingest.V1, snappy.Encode(nil, raw))
+	return err
 }
 
 // read returns all samples of a series that a layer has up to at.

@@ -10,28 +10,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/golang/snappy"
 	"github.com/oklog/ulid/v2"
-	"github.com/prometheus/prometheus/prompb"
 	"github.com/stretchr/testify/require"
 
-	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/serving"
 )
-
-// tryWrite is write for goroutines.
-func tryWrite(ctx context.Context, e *Engine, series string, points ...point) error {
-	ts := prompb.TimeSeries{Labels: []prompb.Label{{Name: "__name__", Value: "m"}, {Name: "series", Value: series}}}
-	for _, p := range points {
-		ts.Samples = append(ts.Samples, prompb.Sample{Timestamp: p.t, Value: p.v})
-	}
-	raw, err := (&prompb.WriteRequest{Timeseries: []prompb.TimeSeries{ts}}).Marshal()
-	if err != nil {
-		return err
-	}
-	_, err = e.receiver.Ingest(ctx, ingest.V1, snappy.Encode(nil, raw))
-	return err
-}
 
 // tryRead returns a series' samples in a layer.
 func tryRead(ctx context.Context, e *Engine, layer serving.Layer, series string, at int64) ([]point, error) {

@@ -184,6 +184,7 @@ func (s served1) Generations() (uint64, uint64) {
 	m := s.Meta()
 	return m.Generations()
 }
+
 func (s served1) DeletedBy(t *tombstone.Tombstone) tombstone.Effect {
 	m := s.Meta()
 	return t.On(m.Stored())

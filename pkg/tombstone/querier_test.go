@@ -84,7 +84,7 @@ func readAll(t *testing.T, set storage.ChunkSeriesSet, mint, maxt int64) samples
 			if out[lset.String()] == nil {
 				out[lset.String()] = map[int64]string{}
 			}
-			text := ""
+			var text string
 			if vt == chunkenc.ValFloat {
 				_, v := it.At()
 				text = fmt.Sprint(v)

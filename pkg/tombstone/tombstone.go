@@ -157,11 +157,11 @@ func (t *Tombstone) Same(o *Tombstone) bool {
 type Effect int
 
 const (
-	// None: all of the source is later, or at other times, or another writer's, or what is deleted has been erased.
+	// None says that all of the source is later, or at other times, or another writer's, or that what is deleted has been erased.
 	None Effect = iota
-	// Whole: what the tombstone selects is deleted, whatever generation of the source it came with.
+	// Whole says that what the tombstone selects is deleted, whatever generation of the source it came with.
 	Whole
-	// Mixed: the source was merged from older and from later samples, and its maker did not know the tombstone. By the order in which a
+	// Mixed says that the source was merged from older and from later samples, and its maker did not know the tombstone. By the order in which a
 	// writer uploads that cannot be; a version of Millrace from before there were tombstones may do it. Which samples are older nobody
 	// can tell any more: what the tombstone selects is hidden, so that nothing deleted comes back, and never erased.
 	Mixed
