@@ -9,18 +9,21 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/thanos-io/objstore"
 	"gopkg.in/yaml.v3"
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/engine"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // bucketCommand is what the commands that work on a bucket without an engine share.
@@ -121,13 +124,26 @@ func (b *bucketCommand) withJobs(stderr io.Writer, do func(batch.Options) error)
 	})
 }
 
-// list prints the blocks, newest last, and whether they count.
+// list prints the blocks, newest last, and whether they count; then how many level-0 blocks are kept, and what was deleted, if anything.
 func (b *bucketCommand) list(ctx context.Context, stdout io.Writer) (err error) {
 	bkt, err := b.open()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, bkt.Close()) }()
+	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	for _, list := range []func(context.Context, objstore.Bucket, io.Writer) error{listBlocks, listMasters, listDeletions} {
+		if err := list(ctx, bkt, w); err != nil {
+			return err
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func listBlocks(ctx context.Context, bkt objstore.Bucket, w io.Writer) error {
 	lister := block.NewLister(bkt)
 	listed, err := lister.List(ctx)
 	if err != nil {
@@ -142,7 +158,6 @@ func (b *bucketCommand) list(ctx context.Context, stdout io.Writer) (err error) 
 	for _, m := range block.Visible(metas) {
 		visible[m.ULID.String()] = true
 	}
-	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ULID\tLEVEL\tFROM\tTO\tSERIES\tSAMPLES\tBYTES\tGENERATIONS\tSTATE\tLABELS")
 	for _, m := range metas {
 		from, to := m.Generations()
@@ -157,7 +172,39 @@ func (b *bucketCommand) list(ctx context.Context, stdout io.Writer) (err error) 
 		}
 		fmt.Fprintf(w, "%s\t-\t-\t-\t-\t-\t-\t-\t%s\t-\n", id, state)
 	}
-	return w.Flush()
+	return nil
+}
+
+func listMasters(ctx context.Context, bkt objstore.Bucket, w io.Writer) error {
+	kept, err := block.MasterIDs(ctx, bkt)
+	if err == nil && len(kept) > 0 {
+		fmt.Fprintf(w, "\n%d level-0 blocks are kept below %s\n", len(kept), block.MastersPrefix)
+	}
+	return err
+}
+
+func listDeletions(ctx context.Context, bkt objstore.Bucket, w io.Writer) error {
+	deletions, err := tombstone.NewStore(bkt).List(ctx)
+	if err != nil || len(deletions) == 0 {
+		return err
+	}
+	fmt.Fprintln(w, "\nDELETION\tFROM\tTO\tUP TO GENERATION\tSERIES\tLABELS")
+	for _, d := range deletions {
+		selectors := make([]string, 0, len(d.Selectors))
+		for _, s := range d.Selectors {
+			selectors = append(selectors, s.String())
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", d.ID, limit(d.MinTime), limit(d.MaxTime), d.Generation, strings.Join(selectors, " "), labels.FromMap(d.Writer))
+	}
+	return nil
+}
+
+// limit is a time of a deletion, which may have none.
+func limit(ms int64) string {
+	if far := (250 * 365 * 24 * time.Hour).Milliseconds(); ms < -far || ms > far {
+		return "-"
+	}
+	return stamp(ms)
 }
 
 func blockState(l block.Listed, visible bool) string {

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// call makes a request without a body and returns status and body of the answer.
+func call(t *testing.T, method, u string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, u, http.NoBody)
+	require.NoError(t, err)
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	require.NoError(t, err)
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	return resp.StatusCode, string(body)
+}
+
+// A user deletes series: gone at once, listed while blocks may hold them, and erased when told so.
+func TestDeleteSeries(t *testing.T) {
+	path, address := t.TempDir(), freeAddress(t)
+	serveOn(t, address, "--storage.path="+path, "--self.scrape-interval=50ms", "--web.enable-admin-api")
+	api := "http://" + address + "/api/v1/"
+	series := api + "series?match[]=" + url.QueryEscape(`{__name__="up"}`)
+	has := func(what string) func() bool {
+		return func() bool { _, body := call(t, http.MethodGet, series); return strings.Contains(body, what) }
+	}
+	require.Eventually(t, func() bool { return answers(t, "http://"+address+"/-/ready") && has(`"up"`)() }, 30*time.Second, 20*time.Millisecond)
+
+	code, body := call(t, http.MethodPost, api+"admin/tsdb/delete_series")
+	require.Equal(t, http.StatusBadRequest, code, body)
+	now := time.Now().UTC().Add(time.Minute).Format(time.RFC3339)
+	code, body = call(t, http.MethodPost, api+"admin/tsdb/delete_series?match[]="+url.QueryEscape(`{job="millrace"}`)+"&end="+now)
+	require.Equal(t, http.StatusNoContent, code, body)
+	code, body = call(t, http.MethodPost, api+"batch/run")
+	require.Equal(t, http.StatusOK, code, body)
+	require.Eventually(t, has(`"up"`), 30*time.Second, 20*time.Millisecond, "what is written later is seen")
+
+	out, errs, code := millrace(t, "bucket", "ls", "--storage.path="+path)
+	require.Zero(t, code, errs)
+	require.Regexp(t, `DELETION +FROM +TO +UP TO GENERATION`, out)
+	require.Regexp(t, `- +`+now+` +\d+ +\{job="millrace"\} +\{millrace="main"\}`, out)
+	code, body = call(t, http.MethodPost, api+"admin/tsdb/clean_tombstones")
+	require.Equal(t, http.StatusNoContent, code, body)
+}
+
+func TestDeleteSeriesMustBeAllowed(t *testing.T) {
+	address := freeAddress(t)
+	serveOn(t, address, "--storage.path="+t.TempDir())
+	require.Eventually(t, func() bool { return answers(t, "http://"+address+"/-/ready") }, 30*time.Second, 20*time.Millisecond)
+	for _, name := range []string{"delete_series?match[]=up", "clean_tombstones"} {
+		code, body := call(t, http.MethodPost, "http://"+address+"/api/v1/admin/tsdb/"+name)
+		require.Equal(t, http.StatusServiceUnavailable, code)
+		require.Contains(t, body, "admin APIs disabled")
+	}
+}
