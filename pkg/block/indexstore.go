@@ -1,7 +1,6 @@
 package block
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -290,13 +289,10 @@ func (s *IndexStore) plan(blocks []*Block) []planned {
 func (s *IndexStore) fetch(ctx context.Context, p planned) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute+time.Duration(p.file/minCopyRate)*time.Second)
 	defer cancel()
-	data, err := p.open(ctx)
-	if err != nil {
-		return err
-	}
+	data := p.open(ctx)
 	defer data.Close()
 	if err := s.write(p.info, data); err != nil {
-		return cmp.Or(ctx.Err(), bucketError(p.r.bkt, err)) // some clients make their request when the first byte is read
+		return cmp.Or(ctx.Err(), err)
 	}
 	p.r.cache.metrics.fetched.Add(float64(p.info.dataSize()))
 	p.b.useCopy()
@@ -315,38 +311,14 @@ func (s *IndexStore) write(info copyInfo, data io.Reader) error {
 	return nil
 }
 
-// open returns the bytes that go to the copy: by one request for a whole index.
-func (p planned) open(ctx context.Context) (io.ReadCloser, error) {
-	if p.info.whole() {
-		body, err := p.r.open(ctx, IndexFilename)
-		if err != nil {
-			return nil, err
-		}
-		stop := context.AfterFunc(ctx, func() { body.Close() })
-		return &stoppedBody{ReadCloser: body, stop: stop}, nil
+// open returns the bytes that go to the copy. They come from the bucket, whatever copy there is: the block may be closed meanwhile, and its
+// mapped memory go with it.
+func (p planned) open(ctx context.Context) *indexStream {
+	spans := []span{{0, p.info.size}}
+	if !p.info.whole() {
+		spans = []span{{0, p.info.start}, {p.info.end, p.info.size - p.info.end}}
 	}
-	start, err := p.r.loadOnce(ctx, indexFile, span{0, p.info.start})
-	if err != nil {
-		return nil, err
-	}
-	end, err := p.r.loadOnce(ctx, indexFile, span{p.info.end, p.info.size - p.info.end})
-	if err != nil {
-		return nil, err
-	}
-	return io.NopCloser(io.MultiReader(bytes.NewReader(start), bytes.NewReader(end))), nil
-}
-
-// stoppedBody is a body that is closed once: by the end of its context, or by its reader.
-type stoppedBody struct {
-	io.ReadCloser
-	stop func() bool
-}
-
-func (b *stoppedBody) Close() error {
-	if b.stop() {
-		return b.ReadCloser.Close()
-	}
-	return nil
+	return &indexStream{ctx: ctx, r: p.r, spans: spans}
 }
 
 // Adopt copies the index of a block that is in the bucket, or about to be, from a local folder, so that it need not be fetched. A copy that is too

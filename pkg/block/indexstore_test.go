@@ -154,6 +154,54 @@ func TestWrongIndexIsNotCopiedAgain(t *testing.T) {
 	require.Equal(t, in.dump(), dumpAll(t, b), "the bucket is asked, and was mended")
 }
 
+// TestCopyingOutlivesTheBlock: a copy without series is made in the place of a whole one, also of a block that is closed meanwhile.
+func TestCopyingOutlivesTheBlock(t *testing.T) {
+	bkt, m, _ := segmented(t, func(*Meta) {})
+	store := openIndexes(t, t.TempDir(), 1<<30)
+	cache := NewCache(0, nil)
+	cache.UseIndexes(store)
+	b, err := OpenBucketMeta(t.Context(), bkt, m, cache)
+	require.NoError(t, err)
+	require.NoError(t, store.Update(t.Context(), []*Block{b}))
+	require.NoError(t, b.Preload(t.Context()))
+	store.o.Limit = store.used()
+	plan := store.plan([]*Block{b})
+	require.Len(t, plan, 1)
+	require.False(t, plan[0].info.whole())
+	data := plan[0].open(t.Context())
+	defer data.Close()
+	require.NoError(t, b.Close())
+	got, err := io.ReadAll(data)
+	require.NoError(t, err)
+	body, err := bkt.Get(t.Context(), m.ULID.String()+"/"+IndexFilename)
+	require.NoError(t, err)
+	index, err := io.ReadAll(body)
+	require.NoError(t, err)
+	require.Equal(t, append(index[:plan[0].info.start:plan[0].info.start], index[plan[0].info.end:]...), got)
+}
+
+// TestShortAnswersMakeNoCopies: bytes of the second part never take the place of some that the first one lacks.
+func TestShortAnswersMakeNoCopies(t *testing.T) {
+	good, m, _ := segmented(t, func(*Meta) {})
+	bkt := &countingBucket{Bucket: good}
+	store := openIndexes(t, t.TempDir(), m.Thanos.Files[len(m.Thanos.Files)-2].SizeBytes) // without series
+	b := withCopies(t, bkt, m, store)
+	for at := int64(1); at <= 2; at++ {
+		bkt.requests.Store(0)
+		bkt.fault = func(_ string, _, n int64) (io.ReadCloser, error) {
+			if bkt.requests.Load() == at {
+				return cut(n-1, nil), nil
+			}
+			return nil, nil
+		}
+		require.ErrorIs(t, store.Update(t.Context(), []*Block{b}), io.ErrUnexpectedEOF)
+		require.Empty(t, copyNames(t, store.o.Dir))
+	}
+	bkt.fault = nil
+	require.NoError(t, store.Update(t.Context(), []*Block{b}))
+	require.Len(t, copyNames(t, store.o.Dir), 1)
+}
+
 func TestCopiesFollowTheBlocks(t *testing.T) {
 	bkt := objstore.NewInMemBucket()
 	dir := t.TempDir()
