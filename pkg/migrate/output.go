@@ -4,16 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/tsdb"
-	"github.com/thanos-io/objstore"
 
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/merge"
@@ -26,8 +22,6 @@ const (
 	// minSegment and maxSegment bound the size of chunk files, whose space is taken when they are begun.
 	minSegment = 4 << 20
 	maxSegment = 512 << 20
-	// cleanTimeout is how long a stopped import may take to remove what it has uploaded in part.
-	cleanTimeout = 10 * time.Second
 )
 
 // part is what one source has to say about a day or less.
@@ -167,7 +161,9 @@ func (im *Importer) put(ctx context.Context, o output) error {
 		return fmt.Errorf("import %s from %v: %w", o.window, slices.Compact(names), err)
 	}
 	dir := filepath.Join(im.scratch, m.ULID.String())
-	if err := im.upload(ctx, dir, m.ULID); err != nil {
+	// What fails here leaves a part of a block, which nobody sees. It must stay: another import of the same source makes the same block, and
+	// may have uploaded all of it but meta.json. Batch jobs remove it when nobody has touched it for long.
+	if err := block.Upload(ctx, im.o.Bucket, dir); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {
@@ -181,35 +177,4 @@ func (im *Importer) put(ctx context.Context, o output) error {
 	im.summary.Series = max(im.summary.Series, m.Stats.NumSeries)
 	im.summary.Bytes += uint64(m.Size())
 	return nil
-}
-
-// upload brings a block to the bucket. If that is stopped, nobody sees a part of it, and what there is of one is removed at once
-// where that is safe: a meta.json that is under way may still arrive, and must not come to a block without files.
-func (im *Importer) upload(ctx context.Context, dir string, id ulid.ULID) error {
-	bkt := &metaWatch{Bucket: im.o.Bucket}
-	err := block.Upload(ctx, bkt, dir)
-	if err == nil || bkt.begun {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
-	defer cancel()
-	if there, e := im.o.Bucket.Exists(ctx, path.Join(id.String(), block.MetaFilename)); e != nil || there {
-		return err
-	}
-	if e := block.Delete(ctx, im.o.Bucket, id); e != nil {
-		im.log.Warn("what was uploaded of a block stays in the bucket, where nobody sees it, until the import is run again or batch jobs remove it", "block", id, "err", e)
-	}
-	return err
-}
-
-// metaWatch notices when the last upload of a block begins.
-type metaWatch struct {
-	objstore.Bucket
-	begun bool
-}
-
-// Upload implements objstore.Bucket.
-func (b *metaWatch) Upload(ctx context.Context, name string, r io.Reader, o ...objstore.ObjectUploadOption) error {
-	b.begun = b.begun || path.Base(name) == block.MetaFilename
-	return b.Bucket.Upload(ctx, name, r, o...)
 }

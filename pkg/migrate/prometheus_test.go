@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -307,4 +308,30 @@ func TestImportStopsWithItsContext(t *testing.T) {
 	})
 	require.ErrorIs(t, err, context.Canceled)
 	require.Empty(t, bkt.Objects())
+}
+
+// Two imports of one source make the same block. The one that fails must leave what the other has uploaded of it.
+func TestAFailingImportLeavesTheBlockOfAnother(t *testing.T) {
+	bkt := objstore.NewInMemBucket()
+	do := textOf(fmt.Sprintf("m{a=\"1\"} 7 %d\n# EOF\n", begin/1000))
+	failed := false
+	first := &faultBucket{Bucket: bkt, on: func(_ int, what string) error {
+		if strings.HasPrefix(what, "upload") && strings.HasSuffix(what, block.MetaFilename) {
+			_, err := importInto(t, &faultBucket{Bucket: bkt, on: func(_ int, what string) error {
+				if strings.HasPrefix(what, "upload") && strings.HasSuffix(what, block.IndexFilename) {
+					failed = true
+					return errKilled
+				}
+				return nil
+			}}, nil, do)
+			require.ErrorIs(t, err, errKilled)
+		}
+		return nil
+	}}
+	s, err := importInto(t, first, nil, do)
+	require.NoError(t, err)
+	require.True(t, failed)
+	require.Equal(t, 1, s.Blocks)
+	requireVerified(t, bkt)
+	require.Equal(t, map[string]float64{fmt.Sprintf(`{__name__="m", a="1"} at %d`, begin): 7}, floatsOf(t, bkt))
 }
