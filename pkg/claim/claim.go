@@ -10,7 +10,8 @@
 // So two never act at once. Let A hold and B take over. B found A's object unchanged from one look to another, Times.Expire apart: A's latest
 // renewal began before the first of them, and what it allowed had ended by the second. If A renews after that, A looks after it has
 // written, and so does B: one of them sees what the other wrote, as the store executes one after the other. B withdraws when A's object has changed; A has
-// lost when it sees B's. This rests on clocks that run (their time of day is never compared), and on a store whose listing shows every write that
+// lost when it sees B's. (A change that says that A has given up is none; nor is any of a predecessor, see below, whose last request may arrive
+// late.) This rests on clocks that run (their time of day is never compared), and on a store whose listing shows every write that
 // has ended, as those of S3, GCS, Azure and of a folder do. On a store that promises less it is an attempt.
 //
 // Objects that were removed by hand are no claims any more: remove none while its writer runs.
@@ -238,7 +239,7 @@ func (c *Claimant) acquire(ctx context.Context) error {
 		return errors.Join(err, c.withdraw(ctx, name))
 	}
 	for _, o := range after {
-		if was, ok := before[o.name]; !ok || was.raw != o.raw {
+		if was, ok := before[o.name]; (!ok || was.raw != o.raw) && !c.dead(o) {
 			c.wait(o)
 			return c.withdraw(ctx, name)
 		}
@@ -253,11 +254,12 @@ func (c *Claimant) acquire(ctx context.Context) error {
 
 // over tells whether the writer of a claim does not act any more.
 func (c *Claimant) over(o *object, now time.Time) bool {
-	if o.rec.Released || c.predecessor(o) {
-		return true
-	}
-	return now.Sub(c.seen[o.name].since) >= c.patience(o)
+	return c.dead(o) || now.Sub(c.seen[o.name].since) >= c.patience(o)
 }
+
+// dead tells whether the writer of a claim is known not to act any more, even if the object has just changed: the last request of a process may arrive
+// when that has given it up, or is gone.
+func (c *Claimant) dead(o *object) bool { return o.rec.Released || c.predecessor(o) }
 
 // predecessor tells whether a lock has made sure that the writer of a claim is dead.
 func (c *Claimant) predecessor(o *object) bool {

@@ -127,6 +127,76 @@ func TestWhenAClaimMayBeTakenOver(t *testing.T) {
 	}
 }
 
+// between lets something happen after the next upload, before that is looked at.
+type between struct {
+	objstore.Bucket
+	then func()
+}
+
+func (b *between) Upload(ctx context.Context, name string, r io.Reader, o ...objstore.ObjectUploadOption) error {
+	err := b.Bucket.Upload(ctx, name, r, o...)
+	if then := b.then; then != nil {
+		b.then = nil
+		then()
+	}
+	return err
+}
+
+// What a process has sent may arrive after its end, just when the next one has claimed.
+func TestTheLastRequestOfAProcessArrivesLate(t *testing.T) {
+	claim := func(t *testing.T, old *Claimant) {
+		require.NoError(t, old.put(t.Context(), old.objectName(1), newRecord(&old.o, 1)))
+	}
+	renewal := func(t *testing.T, old *Claimant) {
+		old.own.Renewals++
+		require.NoError(t, old.put(t.Context(), old.name, old.own))
+	}
+	release := func(t *testing.T, old *Claimant) { require.NoError(t, old.Release(t.Context())) }
+	for _, row := range []struct {
+		name            string
+		instance, place string
+		claimed         bool // the old process had
+		watched         time.Duration
+		last            func(t *testing.T, old *Claimant)
+		want            State
+	}{
+		{name: "release, started again", instance: "a", place: "here", claimed: true, last: release, want: Held},
+		{name: "renewal, started again", instance: "a", place: "here", claimed: true, last: renewal, want: Held},
+		{name: "first claim, started again", instance: "a", place: "here", last: claim, want: Held},
+		{name: "release, data path moved", instance: "a", place: "there", claimed: true, watched: DefaultTimes().Inherit, last: release, want: Held},
+		{name: "renewal, data path moved", instance: "a", place: "there", claimed: true, watched: DefaultTimes().Inherit, last: renewal, want: Refused},
+		{name: "release, another data path", instance: "b", place: "there", claimed: true, watched: DefaultTimes().Expire, last: release, want: Held},
+		{name: "renewal, another data path", instance: "b", place: "there", claimed: true, watched: DefaultTimes().Expire, last: renewal, want: Refused},
+		{name: "first claim, another data path", instance: "b", place: "here", last: claim, want: Refused},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				bkt := objstore.NewInMemBucket()
+				old := claimant(bkt, "a", "here")
+				if row.claimed {
+					run(t, time.Hour, old)
+				}
+				link := &between{Bucket: bkt}
+				next := claimant(link, row.instance, row.place)
+				if row.watched > 0 {
+					run(t, row.watched-time.Second, next)
+					time.Sleep(time.Second)
+				}
+				happened := false
+				link.then = func() { row.last(t, old); happened = true }
+				run(t, 0, next)
+				require.True(t, happened)
+				requireState(t, row.want, next)
+				if row.want == Held {
+					run(t, time.Hour, next)
+					requireState(t, Held, next)
+					require.Len(t, objects(t, bkt), 1, "what is over is removed")
+				}
+			})
+		})
+	}
+}
+
 func TestACopyOfADataPathIsNotTakenForItsOriginal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bkt := objstore.NewInMemBucket()
