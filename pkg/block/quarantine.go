@@ -67,3 +67,36 @@ func readQuarantine(ctx context.Context, bkt objstore.BucketReader, id ulid.ULID
 	}
 	return &mark, nil
 }
+
+// Answering is Visible without the blocks that out takes out of answers. In the place of one that would be visible, what it replaced, and what it was
+// merged from, answers again as far as it is there: damage to a block must not hide what is whole. Such blocks are left. One that another block
+// replaced still hides what it replaced.
+func Answering(metas []Meta, out func(ulid.ULID) bool) (answering, left []Meta) {
+	needed := map[ulid.ULID]bool{}
+	for {
+		rest := metas
+		visible := make(map[ulid.ULID]bool, len(rest))
+		for _, m := range Visible(rest) {
+			visible[m.ULID] = true
+		}
+		answering, metas = nil, nil
+		found := false
+		for _, m := range rest {
+			answers := visible[m.ULID] || needed[m.ULID]
+			if answers && out(m.ULID) {
+				found, left = true, append(left, m)
+				for _, p := range m.Compaction.Parents {
+					needed[p.ULID] = true
+				}
+				continue
+			}
+			metas = append(metas, m)
+			if answers {
+				answering = append(answering, m)
+			}
+		}
+		if !found {
+			return answering, left
+		}
+	}
+}

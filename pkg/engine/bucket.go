@@ -33,13 +33,20 @@ type bucketState struct {
 	blocks  map[ulid.ULID]*blockSource
 	changes uint64 // counts uploads, so that a listing that began before one does not take its block away again
 	since   map[ulid.ULID]uint64
-	listed  time.Time        // of the last listing that succeeded
-	err     error            // why the bucket cannot be reached: of the latest listing, or of an upload since one that succeeded
-	upload  bool             // err is an upload's
-	unknown []serving.Source // in the set for what the latest listing could not open, or a start without the bucket
+	listed  time.Time                 // of the last listing that succeeded
+	err     error                     // why the bucket cannot be reached: of the latest listing, or of an upload since one that succeeded
+	upload  bool                      // err is an upload's
+	unknown []serving.Source          // in the set for what the latest listing could not open, or a start without the bucket
+	there   map[ulid.ULID]listedBlock // what the bucket holds that counts, whether it can be opened or not; nil while that is not known
 
-	saving sync.Mutex    // held while the listing is written to a file
+	saving sync.Mutex    // held while that is written to a file
 	turn   chan struct{} // held by the one that lists, so that an older listing never replaces a newer one
+}
+
+// listedBlock is a block of the bucket. since is the change with which it came there; 0 if a listing showed it.
+type listedBlock struct {
+	meta  block.Meta
+	since uint64
 }
 
 func newBucketState() *bucketState {
@@ -157,6 +164,43 @@ func (s *bucketState) assume(set *serving.Set, opened []*blockSource, unknown []
 	set.Replace(nil, add)
 }
 
+// found notes what a listing, begun at mark, shows. What came to the bucket since then is there, too.
+func (s *bucketState) found(mark uint64, metas []block.Meta) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	there := make(map[ulid.ULID]listedBlock, len(metas))
+	for id, b := range s.there {
+		if b.since > mark {
+			there[id] = b
+		}
+	}
+	for _, m := range metas {
+		there[m.ULID] = listedBlock{meta: m}
+	}
+	s.there = there
+}
+
+// came notes a block that was uploaded. Where it is not known what else is in the bucket, so it stays.
+func (s *bucketState) came(m block.Meta) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.there != nil {
+		s.changes++
+		s.there[m.ULID] = listedBlock{meta: m, since: s.changes}
+	}
+}
+
+// content is what the bucket holds that counts, whether it can be opened or not; known is false while that is not known.
+func (s *bucketState) content() (metas []block.Meta, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.there {
+		metas = append(metas, b.meta)
+	}
+	slices.SortFunc(metas, block.Compare)
+	return metas, s.there != nil
+}
+
 func closeSources(blocks []*blockSource) {
 	for _, b := range blocks {
 		_ = b.Close()
@@ -268,13 +312,12 @@ func (e *Engine) uploading(id ulid.ULID) bool {
 func (e *Engine) firstSync(ctx context.Context) uint64 {
 	err := e.syncBucket(ctx)
 	e.report("bucket", err)
-	metas := e.data.synced.metas()
-	if err != nil {
-		var lost error
-		if metas, lost = e.useOldListing(ctx, err); lost != nil {
+	if err != nil && !e.data.synced.wasListed() {
+		if lost := e.useOldListing(ctx, err); lost != nil {
 			e.logger.Warn("starting without the bucket", "err", lost)
 		}
 	}
+	metas, _ := e.data.synced.content()
 	highest := uint64(0)
 	for _, m := range metas {
 		_, number := m.Generations()
@@ -327,13 +370,14 @@ func (e *Engine) syncBucket(ctx context.Context) error {
 	for _, l := range listed {
 		metas = append(metas, l.Meta)
 	}
-	all := block.Visible(metas)
-	e.report("bucket listing", e.saveListing(all))
 	bad := e.data.lister.Bad()
 	local := e.localIDs()
-	visible, inQuarantine := quarantined(all, listed, local)
-	e.report("bucket blocks", errors.Join(unusable(bad), leftOut(inQuarantine)))
-	return e.show(ctx, mark, visible, append(brokenBlocks(bad, listed, local), inQuarantine...), local)
+	visible, left := quarantined(metas, listed, local)
+	e.data.synced.found(mark, slices.Concat(visible, left))
+	e.report("bucket listing", e.saveListing())
+	without := inQuarantine(left, listed)
+	e.report("bucket blocks", errors.Join(unusable(bad), leftOut(without)))
+	return e.show(ctx, mark, visible, append(brokenBlocks(bad, listed, local), without...), local)
 }
 
 // listBucket lists blocks, and then tombstones: so it knows each that concerns some of the generations in a block but not all of them.
@@ -409,9 +453,14 @@ func (e *Engine) openBucketBlock(ctx context.Context, m block.Meta) (*blockSourc
 	return s, nil
 }
 
-func (e *Engine) saveListing(metas []block.Meta) error {
-	e.data.synced.saving.Lock() // the file is written beside its place under one name
+// saveListing writes down what is in the bucket for a start without it. While that is not known, what an earlier process wrote stays.
+func (e *Engine) saveListing() error {
+	e.data.synced.saving.Lock() // the file is written beside its place under one name, and never with what is older
 	defer e.data.synced.saving.Unlock()
+	metas, known := e.data.synced.content()
+	if !known {
+		return nil
+	}
 	raw, err := json.Marshal(metas)
 	if err != nil {
 		return fmt.Errorf("encode listing: %w", err)
@@ -419,9 +468,9 @@ func (e *Engine) saveListing(metas []block.Meta) error {
 	return writeFile(filepath.Join(e.data.path, listingFile), raw)
 }
 
-// useOldListing lets queries see what was in the bucket when it was last reached, and returns that. Queries that need a block which cannot be
+// useOldListing lets queries see what was in the bucket when it was last reached. Queries that need a block which cannot be
 // opened without the bucket fail; so do all that need the bucket if there is no such listing.
-func (e *Engine) useOldListing(ctx context.Context, cause error) ([]block.Meta, error) {
+func (e *Engine) useOldListing(ctx context.Context, cause error) error {
 	var metas []block.Meta
 	raw, err := os.ReadFile(filepath.Join(e.data.path, listingFile))
 	if err == nil {
@@ -430,17 +479,18 @@ func (e *Engine) useOldListing(ctx context.Context, cause error) ([]block.Meta, 
 	if err != nil {
 		e.data.synced.assume(e.set, nil, []serving.Source{&unknownBlocks{err: cause}})
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, nil
+			return nil
 		}
-		return nil, fmt.Errorf("read the last listing of the bucket: %w", err)
+		return fmt.Errorf("read the last listing of the bucket: %w", err)
 	}
 	opened, unknown := e.openBucketBlocks(ctx, e.data.synced.missing(metas), e.localIDs())
 	var sources []serving.Source
 	for _, u := range unknown {
 		sources = append(sources, u)
 	}
+	e.data.synced.found(0, metas)
 	e.data.synced.assume(e.set, opened, sources)
-	return metas, nil
+	return nil
 }
 
 // writeFile replaces a file in one step.

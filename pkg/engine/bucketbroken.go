@@ -92,18 +92,20 @@ func unusable(bad map[ulid.ULID]error) error {
 	return errors.Join(errs...)
 }
 
-// quarantined separates the visible blocks that are in quarantine and that local disk does not hold.
-func quarantined(visible []block.Meta, listed map[ulid.ULID]block.Listed, local map[ulid.ULID]bool) (rest []block.Meta, out []*brokenBlock) {
-	for _, m := range visible {
-		mark := listed[m.ULID].QuarantineMark
-		if mark == nil || local[m.ULID] {
-			rest = append(rest, m)
-			continue
-		}
-		err := fmt.Errorf("it is in quarantine: %s", mark.Details)
+// quarantined separates the blocks that answer from those that are in quarantine and that local disk does not hold. What these have replaced answers
+// in their place, as far as it is still there.
+func quarantined(metas []block.Meta, listed map[ulid.ULID]block.Listed, local map[ulid.ULID]bool) (answering, left []block.Meta) {
+	return block.Answering(metas, func(id ulid.ULID) bool { return listed[id].QuarantineMark != nil && !local[id] })
+}
+
+// inQuarantine stands for blocks that are left out of answers.
+func inQuarantine(left []block.Meta, listed map[ulid.ULID]block.Listed) []*brokenBlock {
+	var out []*brokenBlock
+	for _, m := range left {
+		err := fmt.Errorf("it is in quarantine: %s", listed[m.ULID].QuarantineMark.Details)
 		out = append(out, &brokenBlock{id: m.ULID, mint: m.MinTime, maxt: m.MaxTime - 1, err: err})
 	}
-	return rest, out
+	return out
 }
 
 // leftOut names the blocks that are in quarantine.

@@ -47,6 +47,18 @@ func labelWarnings(t *testing.T, e *Engine) []annotations.Annotations {
 	return []annotations.Annotations{names, values, set.Warnings()}
 }
 
+// removeAllBut removes what a block has replaced, which would answer in its place.
+func removeAllBut(t *testing.T, dir, id string) {
+	t.Helper()
+	folders, err := filepath.Glob(filepath.Join(dir, "*", block.MetaFilename))
+	require.NoError(t, err)
+	for _, f := range folders {
+		if folder := filepath.Dir(f); filepath.Base(folder) != id {
+			require.NoError(t, os.RemoveAll(folder))
+		}
+	}
+}
+
 func TestAnswersWarnOfABrokenBlock(t *testing.T) {
 	path, dir := t.TempDir(), filepath.Join(t.TempDir(), "bucket")
 	now := time.Now().UnixMilli()
@@ -56,13 +68,7 @@ func TestAnswersWarnOfABrokenBlock(t *testing.T) {
 	id := e.Layers().Blocks[0].ULID.String()
 	require.Empty(t, warnings(t, e, serving.Merged))
 	stopEngine(t, e)
-	folders, err := filepath.Glob(filepath.Join(dir, "*", block.MetaFilename))
-	require.NoError(t, err)
-	for _, f := range folders {
-		if folder := filepath.Dir(f); filepath.Base(folder) != id {
-			require.NoError(t, os.RemoveAll(folder), "what the block has replaced would answer in its place")
-		}
-	}
+	removeAllBut(t, dir, id)
 	meta := filepath.Join(dir, id, block.MetaFilename)
 	whole, err := os.ReadFile(meta)
 	require.NoError(t, err)
@@ -94,6 +100,7 @@ func TestAnswersWarnOfABlockInQuarantine(t *testing.T) {
 	require.NoError(t, e.RunBatch(t.Context()))
 	write(t, e, "a", point{now, 2})
 	id := e.Layers().Blocks[0].ULID
+	removeAllBut(t, dir, id.String())
 
 	require.NoError(t, block.Quarantine(t.Context(), e.data.bucket, id, "byte 7 of index"))
 	eventually(t, "the block is left out", func() bool { return len(read(t, e, serving.Merged, "a", now, 72*time.Hour)) == 1 })
@@ -109,6 +116,34 @@ func TestAnswersWarnOfABlockInQuarantine(t *testing.T) {
 	require.NoError(t, block.Release(t.Context(), e.data.bucket, id))
 	eventually(t, "the block is back", func() bool { return len(read(t, e, serving.Merged, "a", now, 72*time.Hour)) == 2 })
 	require.Empty(t, problem(e, "bucket blocks"))
+}
+
+// What a block in quarantine has replaced, and what is still there, answers in its place.
+func TestABlockInQuarantineHidesNothingThatIsWhole(t *testing.T) {
+	now := time.Now().UnixMilli()
+	e := startEngine(t, folderConfig(t, t.TempDir(), t.TempDir()))
+	samples := []point{{now - 3*dayMillis, 1}, {now - 2*dayMillis, 2}, {now - dayMillis, 3}}
+	write(t, e, "a", samples...)
+	require.NoError(t, e.RunBatch(t.Context()))
+	listed, err := e.data.lister.List(t.Context())
+	require.NoError(t, err)
+	compacted := e.data.synced.metas()
+	require.Len(t, compacted, 3)
+	for _, m := range compacted {
+		id := m.ULID
+		require.NoError(t, block.Quarantine(t.Context(), e.data.bucket, id, "byte 7 of index"))
+		require.NoError(t, e.syncBucket(t.Context()))
+		require.Equal(t, samples, read(t, e, serving.Merged, "a", now, 96*time.Hour), "one of several outputs of a job")
+		require.Contains(t, problem(e, "bucket blocks"), id.String(), "the damage is told")
+		require.NoError(t, block.Release(t.Context(), e.data.bucket, id))
+	}
+	for id, l := range listed {
+		if l.Meta.Level() > 0 {
+			require.NoError(t, block.Quarantine(t.Context(), e.data.bucket, id, "byte 7 of index"))
+		}
+	}
+	require.NoError(t, e.syncBucket(t.Context()))
+	require.Equal(t, samples, read(t, e, serving.Merged, "a", now, 96*time.Hour), "all of them")
 }
 
 func TestOnlyBrokenBlocksThatAreMissedCount(t *testing.T) {

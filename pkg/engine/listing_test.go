@@ -14,7 +14,7 @@ func TestAListingAndAnUploadRememberTheBucketAtOnce(t *testing.T) {
 	for range 2 {
 		work.Go(func() {
 			for range 50 {
-				if err := e.saveListing(nil); err != nil {
+				if err := e.saveListing(); err != nil {
 					t.Error(err)
 					return
 				}

@@ -261,7 +261,8 @@ func (e *Engine) moveToBucket(ctx context.Context, b *localBlock) error {
 	if err != nil {
 		return fmt.Errorf("open uploaded block %s: %w", b.meta.ULID, err)
 	}
-	if err := e.saveListing(append(e.data.synced.metas(), b.meta)); err != nil {
+	e.data.synced.came(b.meta)
+	if err := e.saveListing(); err != nil {
 		_ = src.Close()
 		return fmt.Errorf("remember uploaded block %s: %w", b.meta.ULID, err)
 	}

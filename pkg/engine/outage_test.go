@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/prometheus/prompb"
 	"github.com/stretchr/testify/require"
 
+	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/serving"
 )
@@ -145,6 +146,52 @@ func TestAStartWithoutTheBucketKnowsWhatIsInIt(t *testing.T) {
 }
 
 // post sends n series of one sample as a sender does.
+// An upload adds to what is known of the bucket: a start without it must not forget what could not be opened or was left out.
+func TestAnUploadForgetsNothingThatIsInTheBucket(t *testing.T) {
+	path, now := t.TempDir(), time.Now().UnixMilli()
+	b := newMovableBucket(t)
+	e := startEngine(t, b.config(path))
+	write(t, e, "a", point{now, 1})
+	require.NoError(t, e.RunBatch(t.Context()))
+	id := e.Layers().Blocks[0].ULID
+	removeAllBut(t, b.present, id.String())
+	require.NoError(t, block.Quarantine(t.Context(), e.data.bucket, id, "byte 7 of index"))
+	require.NoError(t, e.syncBucket(t.Context()))
+	write(t, e, "b", point{now - dayMillis, 1})
+	require.NoError(t, e.rotate())
+	require.NoError(t, e.flushSealed(t.Context()))
+	require.NoError(t, e.uploadOnce(t.Context()))
+	stopEngine(t, e)
+
+	b.away()
+	e = startEngine(t, b.config(path))
+	require.Error(t, readError(t, e, serving.Merged, "a", now, time.Hour), "nobody knows any more that it was in quarantine")
+	require.Error(t, readError(t, e, serving.Merged, "b", now, 48*time.Hour))
+	b.back()
+	eventually(t, "it answers", func() bool { return e.data.synced.wasListed() })
+	require.NoError(t, readError(t, e, serving.Merged, "b", now, 48*time.Hour))
+}
+
+// What is in the bucket is not known before it was listed: an upload alone is no listing.
+func TestAnUploadIsNoListing(t *testing.T) {
+	s := newBucketState()
+	meta := func(id byte) (m block.Meta) { m.ULID[0] = id; return m }
+	s.came(meta(1))
+	_, known := s.content()
+	require.False(t, known)
+	mark := s.mark()
+	s.found(mark, []block.Meta{meta(1), meta(2)})
+	mark = s.mark()
+	s.came(meta(3))
+	s.found(mark, []block.Meta{meta(2)})
+	metas, known := s.content()
+	require.True(t, known)
+	require.Equal(t, []block.Meta{meta(2), meta(3)}, metas, "came after the listing began")
+	s.found(s.mark(), []block.Meta{meta(2)})
+	metas, _ = s.content()
+	require.Equal(t, []block.Meta{meta(2)}, metas, "was taken away")
+}
+
 func post(t testing.TB, h http.Handler, prefix string, n int, at int64) *httptest.ResponseRecorder {
 	t.Helper()
 	var req prompb.WriteRequest
