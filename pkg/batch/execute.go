@@ -76,8 +76,10 @@ func (e *execution) checkRoom() error {
 	for _, m := range e.job.Inputs {
 		need += m.Size() // an output is not larger, and there is one at a time
 	}
-	if _, folder := e.o.Bucket.(*block.DirBucket); folder {
-		need *= 2 // as a rule on the same disk, where outputs take their room a second time
+	_, folder := e.o.Bucket.(*block.DirBucket) // as a rule on the same disk, where outputs take their room a second time
+	// Parts are there beside what is made of them, but gone before that is uploaded.
+	if folder || e.job.Kind == Recompute && e.config.inParts(e.job, hull(e.job.Inputs)) {
+		need *= 2
 	}
 	if !known || need <= room {
 		return nil

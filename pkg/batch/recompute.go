@@ -138,12 +138,12 @@ func (u *run) recompute(ctx context.Context, old block.Meta, l *listing, stock m
 	}
 	j := &Job{Kind: Recompute, Inputs: inputs, Level: old.Level(), Width: old.MaxTime - old.MinTime, StartTimestamps: u.config.StartTimestamps}
 	j.setTombstones(l.tombstones)
-	m := j.rebuiltMeta(&old)
+	m := j.rebuiltMeta(&old, u.config)
 	j.ID = m.ULID.String()
 	t := u.begin(j)
 	t.windows.Store(1)
 	u.log.Info("builds a block again", "block", old.ULID, "inputs", len(inputs), "time", t.status.Detail)
-	e := &execution{run: u, job: j, listed: l, tracker: t, open: map[ulid.ULID]*block.Block{}}
+	e := &execution{run: u, job: j, listed: l, tracker: t}
 	err := e.rebuild(ctx, m, &res, stock, dry)
 	state := Done
 	switch {
@@ -188,12 +188,12 @@ func shortened(names []string) []string {
 }
 
 // rebuiltMeta is that of the block which takes the place of old: same window, level and generations.
-func (j *Job) rebuiltMeta(old *block.Meta) block.Meta {
+func (j *Job) rebuiltMeta(old *block.Meta, c Config) block.Meta {
 	var m block.Meta
 	m.Version = block.MetaVersion
 	m.MinTime, m.MaxTime = old.MinTime, old.MaxTime
 	m.Thanos.Labels = maps.Clone(old.Thanos.Labels)
-	m.ULID = j.rebuiltID(old)
+	m.ULID = j.rebuiltID(old, c)
 	for _, in := range j.Inputs {
 		m.Compaction.Parents = append(m.Compaction.Parents, tsdb.BlockDesc{ULID: in.ULID, MinTime: in.MinTime, MaxTime: in.MaxTime})
 	}
@@ -207,7 +207,7 @@ func (j *Job) rebuiltMeta(old *block.Meta) block.Meta {
 	return m
 }
 
-func (j *Job) rebuiltID(old *block.Meta) ulid.ULID {
+func (j *Job) rebuiltID(old *block.Meta, c Config) ulid.ULID {
 	h := sha256.New()
 	buf := []byte("millrace rebuilt block\x00")
 	if j.StartTimestamps {
@@ -218,7 +218,13 @@ func (j *Job) rebuiltID(old *block.Meta) ulid.ULID {
 	for _, in := range j.Inputs {
 		buf = append(buf, in.ULID[:]...)
 	}
-	buf = append(buf, j.tombstoneKey(window{old.MinTime, old.MaxTime}, j.Inputs)...)
+	w := window{old.MinTime, old.MaxTime}
+	buf = append(buf, j.tombstoneKey(w, j.Inputs)...)
+	if c.inParts(j, w) { // whose ends are those of chunks, too
+		buf = append(buf, "parts\x00"...)
+		buf = binary.BigEndian.AppendUint64(buf, uint64(c.MaxInputs))
+		buf = binary.BigEndian.AppendUint64(buf, uint64(c.MemoryLimit))
+	}
 	_, _ = h.Write(buf) // never fails
 	var id ulid.ULID
 	_ = id.SetTime(old.ULID.Time())    // came out of an id
@@ -228,27 +234,12 @@ func (j *Job) rebuiltID(old *block.Meta) ulid.ULID {
 
 // rebuild writes the block m, compares it with the old one and, where they differ, uploads it, which is the commit.
 func (e *execution) rebuild(ctx context.Context, m block.Meta, res *Recomputed, stock map[ulid.ULID]stored, dry bool) (err error) {
-	defer func() {
-		for id := range e.open {
-			err = errors.Join(err, e.close(id))
-		}
-	}()
 	if err := e.checkRoom(); err != nil {
 		return err
 	}
-	kept := block.Masters(e.o.Bucket)
-	for _, in := range e.job.Inputs {
-		if !stock[in.ULID].kept {
-			continue // opened where all inputs are
-		}
-		b, err := block.OpenBucketMeta(ctx, kept, in, e.o.Cache)
-		if err != nil {
-			return err
-		}
-		e.open[in.ULID] = b
-	}
 	var digest block.Digest
-	m, err = e.write(ctx, m, window{min: m.MinTime, max: m.MaxTime}, &digest)
+	p := &parts{execution: e, output: m, stock: stock, made: map[ulid.ULID]string{}}
+	m, err = p.write(ctx, &digest)
 	switch {
 	case errors.Is(err, block.ErrEmpty):
 		return e.removeEmpty(ctx, res, dry)
@@ -296,7 +287,7 @@ func (e *execution) differ(ctx context.Context, dir string, res *Recomputed) err
 	old, err := block.OpenBucketMeta(ctx, e.o.Bucket, res.Block, e.o.Cache)
 	if err == nil {
 		defer old.Close()
-		res.Difference, err = compareBlocks(ctx, old, rebuilt)
+		res.Difference, err = compareBlocks(block.WithReadAhead(ctx, e.config.readAhead(2)), old, rebuilt)
 	}
 	res.Outcome = Swapped
 	switch {
