@@ -173,7 +173,10 @@ func TestGo() error {
 	if err := sh.RunV("go", append(args, goPackages...)...); err != nil {
 		return err
 	}
-	return sh.RunV("go", "test", "-timeout=20m", "-run=TestPrometheusScripts", "./pkg/engine")
+	if err := sh.RunV("go", "test", "-timeout=20m", "-run=TestPrometheusScripts", "./pkg/engine"); err != nil {
+		return err
+	}
+	return sh.RunV("go", "test", "-timeout=20m", "-run=DiesAtEveryCall|AnyInterleaving", "./pkg/batch")
 }
 
 // TestFrontend runs the front end's tests.

@@ -100,7 +100,7 @@ func (b *bucketCommand) withJobs(stderr io.Writer, do func(batch.Options) error)
 	if err := b.batch.Validate(); err != nil {
 		return err
 	}
-	jobs := b.batch.Jobs()
+	jobs := b.batch.JobsBesideServer()
 	jobs.Retention, jobs.RetentionSize = b.retention, b.retentionSize
 	bkt, err := b.open()
 	if err != nil {
@@ -290,7 +290,7 @@ func (v *verification) judge(ctx context.Context, bkt objstore.Bucket, prefix st
 	for _, f := range findings {
 		fmt.Fprintf(v.stdout, "%s%s  BAD  %s\n", prefix, id, f)
 	}
-	if !v.quarantine {
+	if !v.quarantine || prefix != "" { // no query looks at what is kept below a prefix
 		return nil
 	}
 	fmt.Fprintf(v.stdout, "%s%s  put in quarantine: queries go without it, and warn\n", prefix, id)

@@ -66,7 +66,7 @@ func TestDiesAtEveryCall(t *testing.T) {
 	require.Equal(t, 2, strings.Count(strings.Join(reference.shape(), " "), "L3"), "a fortnight and what came late for it")
 
 	step := int64(1)
-	if testing.Short() {
+	if testing.Short() || !thorough {
 		step = 7
 	}
 	for _, mode := range []string{"failed", "failed after it took effect", "cancelled"} {

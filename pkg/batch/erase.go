@@ -290,9 +290,6 @@ func (r *Runner) listTombstones(ctx context.Context, l *listing) (err error) {
 	if l.void, err = r.void(ctx, l.tombstones); err != nil {
 		return err
 	}
-	if b, ok := r.o.Lister.(interface{ Bad() map[ulid.ULID]error }); ok {
-		l.unreadable = anyUnreadable(b.Bad())
-	}
 	l.there = ids(l.all)
 	return nil
 }

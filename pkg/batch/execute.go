@@ -126,9 +126,9 @@ func (e *execution) markEmpty(ctx context.Context) error {
 func (e *execution) output(ctx context.Context, w window, replaces []ulid.ULID) error {
 	e.setDetail(w)
 	m := e.job.outputMeta(w, replaces)
-	there, err := e.o.Bucket.Exists(ctx, path.Join(m.ULID.String(), block.MetaFilename))
+	there, err := e.done(ctx, m.ULID)
 	if err != nil {
-		return fmt.Errorf("look for block %s: %w", m.ULID, err)
+		return err
 	}
 	if !there {
 		var digest block.Digest
@@ -143,6 +143,20 @@ func (e *execution) output(ctx context.Context, w window, replaces []ulid.ULID) 
 	e.addOutput(e.tracker, m.ULID)
 	e.tracker.windowsDone.Add(1)
 	return nil
+}
+
+// done says whether an earlier attempt has brought an output into the bucket. What is there counts only if it is whole: the commit is about to replace the inputs by it.
+func (e *execution) done(ctx context.Context, id ulid.ULID) (bool, error) {
+	there, err := e.o.Bucket.Exists(ctx, path.Join(id.String(), block.MetaFilename))
+	if err != nil || !there {
+		return false, err
+	}
+	findings, err := block.Verify(ctx, e.o.Bucket, id)
+	if err != nil || len(findings) == 0 {
+		return err == nil, err
+	}
+	e.log.Warn("an output of an earlier attempt is damaged and is made again", "block", id, "finding", findings[0])
+	return false, block.Delete(ctx, e.o.Bucket, id)
 }
 
 // noteMismatch counts an output that is not what its inputs make of it. It is the job's end: nothing is replaced.
@@ -198,15 +212,10 @@ func (e *execution) upload(ctx context.Context, m block.Meta, digest uint64) err
 	if err := e.stillWanted(ctx); err != nil {
 		return err
 	}
-	// A mark without a block is left from a deletion that was interrupted, or whose bucket forgot it; it is not meant for what
-	// is uploaded now.
-	mark := path.Join(m.ULID.String(), block.DeletionMarkFilename)
-	switch there, err := e.o.Bucket.Exists(ctx, mark); {
-	case err != nil:
-		return fmt.Errorf("look for a mark of block %s: %w", m.ULID, err)
-	case there:
-		if err := e.o.Bucket.Delete(ctx, mark); err != nil && !e.o.Bucket.IsObjNotFoundErr(err) {
-			return fmt.Errorf("remove the old mark of block %s: %w", m.ULID, err)
+	// Marks without a block are left from a deletion that was interrupted, or whose bucket forgot it; they are not meant for what is uploaded now.
+	for _, mark := range []string{block.DeletionMarkFilename, block.QuarantineMarkFilename} {
+		if err := e.removeMark(ctx, path.Join(m.ULID.String(), mark)); err != nil {
+			return err
 		}
 	}
 	if err := e.uploadChecked(ctx, filepath.Join(e.o.ScratchDir, m.ULID.String()), digest); err != nil {
@@ -217,6 +226,20 @@ func (e *execution) upload(ctx context.Context, m block.Meta, digest uint64) err
 	e.metrics.written.WithLabelValues(strconv.Itoa(e.job.Level)).Inc()
 	e.metrics.writtenBytes.Add(float64(m.Size()))
 	e.metrics.samples.Add(float64(m.Stats.NumSamples))
+	return nil
+}
+
+func (e *execution) removeMark(ctx context.Context, mark string) error {
+	there, err := e.o.Bucket.Exists(ctx, mark)
+	if err != nil {
+		return fmt.Errorf("look for %s: %w", mark, err)
+	}
+	if !there {
+		return nil
+	}
+	if err := e.o.Bucket.Delete(ctx, mark); err != nil && !e.o.Bucket.IsObjNotFoundErr(err) {
+		return fmt.Errorf("remove the old %s: %w", mark, err)
+	}
 	return nil
 }
 

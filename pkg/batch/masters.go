@@ -17,7 +17,7 @@ import (
 // Forever is the value of Config.KeepLevel0 with which level-0 blocks are never deleted.
 const Forever = time.Duration(math.MaxInt64)
 
-// kept says whether a superseded block is master data that has to be kept for recomputing what was made of it.
+// kept says whether a block that was superseded is master data that has to be kept for recomputing what was made of it.
 func (c *Config) kept(m *block.Meta, now time.Time) bool {
 	return m.Level() == 0 && m.Stats.NumSamples > 0 && !expired(m, now.UnixMilli(), c.Retention) && !c.outlived(m.ULID, now)
 }
@@ -27,9 +27,9 @@ func (c *Config) outlived(id ulid.ULID, now time.Time) bool {
 	return c.KeepLevel0 != Forever && now.Sub(id.Timestamp()) >= c.KeepLevel0
 }
 
-// remove takes a block out of the bucket's blocks: for good, or to where master data is kept.
-func (u *run) remove(ctx context.Context, m *block.Meta) error {
-	if u.config.kept(m, u.now()) {
+// remove takes a block out of the bucket's blocks: for good, or, if others were made of it, to where master data is kept.
+func (u *run) remove(ctx context.Context, m *block.Meta, superseded bool) error {
+	if superseded && u.config.kept(m, u.now()) {
 		if err := block.KeepMaster(ctx, u.o.Bucket, *m); err != nil {
 			return err
 		}

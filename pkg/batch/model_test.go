@@ -472,7 +472,7 @@ func (m *model) checkCompact() {
 
 func TestAnyInterleavingKeepsTheAnswer(t *testing.T) {
 	runs, first := 150, int64(1)
-	if testing.Short() {
+	if testing.Short() || !thorough {
 		runs = 30
 	}
 	for seed := first; seed < first+int64(runs); seed++ {

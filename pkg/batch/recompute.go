@@ -254,14 +254,36 @@ func (e *execution) rebuild(ctx context.Context, m block.Meta, res *Recomputed, 
 	if res.Outcome == Same || dry {
 		return nil
 	}
-	if err := e.stillThere(ctx, res.Block.ULID); err != nil {
-		return err
-	}
-	if err := e.uploadChecked(ctx, dir, digest.Sum()); err != nil {
+	if err := e.swap(ctx, dir, m, res.Block.ULID, digest.Sum()); err != nil {
 		return err
 	}
 	res.Replacement = m.ULID
 	e.addOutput(e.tracker, m.ULID)
+	return nil
+}
+
+// swap brings the block in dir into the bucket in the place of old. Whoever has compacted old meanwhile has won, before the commit or after it: a block made of old covers
+// more generations than its replacement, which so is taken back.
+func (e *execution) swap(ctx context.Context, dir string, m block.Meta, old ulid.ULID, digest uint64) error {
+	err := e.noteMismatch(block.UploadChecked(ctx, e.o.Bucket, dir, func(ctx context.Context, m block.Meta) error {
+		if err := block.ReadBack(ctx, e.o.Bucket, m, digest); err != nil {
+			return err
+		}
+		return e.stillThere(ctx, old)
+	}))
+	if err != nil {
+		return err
+	}
+	l, err := e.list(ctx, nil)
+	if err != nil {
+		return err
+	}
+	for _, b := range l.blocks {
+		if b.Meta.ULID != m.ULID && slices.Contains(b.Meta.Replaces(), old) {
+			err := block.MarkForDeletion(ctx, e.o.Bucket, m.ULID, "the block whose place it takes was compacted meanwhile")
+			return errors.Join(fmt.Errorf("%w: block %s was replaced by %s", errAbandoned, old, b.Meta.ULID), err)
+		}
+	}
 	return nil
 }
 

@@ -274,7 +274,7 @@ func TestRecomputeDiesAtEveryCall(t *testing.T) {
 		return err
 	}
 	step := int64(7)
-	if testing.Short() {
+	if testing.Short() || !thorough {
 		step = 17
 	}
 	for _, after := range []bool{false, true} {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -85,7 +86,7 @@ type Runner struct {
 	planned    []JobStatus
 	history    []JobStatus
 	quarantine map[ulid.ULID]QuarantinedBlock
-	failures   map[string]int // by id of the job, how often in a row
+	failures   map[string]int // by id of the job, how often since it was last done
 }
 
 // NewRunner checks the options. It makes no request.
@@ -222,6 +223,9 @@ func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
 			return nil, errors.Join(append(errs, err)...)
 		}
 		u.before, u.quarantined = now.writers, now.quarantined()
+		if now.inTheWay != nil {
+			return now, errors.Join(append(errs, now.inTheWay)...)
+		}
 		jobs := u.worthwhile(ctx, u.plan(before, now), now)
 		u.setPlanned(jobs)
 		for i := range jobs {
@@ -267,6 +271,30 @@ type listing struct {
 	all        []block.Meta
 	there      map[ulid.ULID]bool
 	unreadable bool
+	// inTheWay says why no job can be planned.
+	inTheWay error
+}
+
+// noteUnreadable looks for blocks whose meta.json cannot be read and that no other block has replaced. Where they belong in the order of precedence nobody knows; a merge of
+// blocks before and after one would let the older ones win over it, for good.
+func (l *listing) noteUnreadable(lister Lister) {
+	b, ok := lister.(interface{ Bad() map[ulid.ULID]error })
+	if !ok {
+		return
+	}
+	bad := b.Bad()
+	l.unreadable = anyUnreadable(bad)
+	for _, m := range l.all {
+		for _, id := range m.Replaces() {
+			delete(bad, id)
+		}
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(bad), ulid.ULID.Compare) {
+		if !errors.Is(bad[id], block.ErrDownsampled) {
+			l.inTheWay = fmt.Errorf("no blocks are merged while it is not known what block %s holds: mend its %s, or take its folder out of the bucket: %w", id, block.MetaFilename, bad[id])
+			return
+		}
+	}
 }
 
 // quarantined returns the blocks with a mark that takes them out of jobs.
@@ -318,6 +346,7 @@ func (r *Runner) list(ctx context.Context, before map[string]writerState) (*list
 		s.labels, s.newest = b.Meta.Thanos.Labels, max(s.newest, gen)
 		l.writers[key] = s
 	}
+	l.noteUnreadable(r.o.Lister)
 	return l, r.listTombstones(ctx, l)
 }
 
@@ -409,7 +438,7 @@ func (u *run) blame(ctx context.Context, e *execution, cause error) error {
 				u.quarantineBlock(m.ULID, fmt.Errorf("%w: %s", block.ErrCorrupt, findings[0]))
 				found = true
 				if u.config.Quarantine {
-					cause = errors.Join(cause, block.Quarantine(ctx, u.o.Bucket, m.ULID, findings[0].String()))
+					cause = errors.Join(cause, u.markDamaged(ctx, m.ULID))
 				}
 			case errors.Is(err, block.ErrGone):
 				u.quarantineBlock(m.ULID, err)
@@ -425,6 +454,19 @@ func (u *run) blame(ctx context.Context, e *execution, cause error) error {
 	return cause
 }
 
+// markDamaged puts a block in quarantine, if it is still damaged on a second look and still there: somebody may just have deleted it.
+func (u *run) markDamaged(ctx context.Context, id ulid.ULID) error {
+	findings, err := block.Verify(ctx, u.o.Bucket, id)
+	if err != nil || len(findings) == 0 {
+		return err
+	}
+	there, err := u.o.Bucket.Exists(ctx, path.Join(id.String(), block.MetaFilename))
+	if err != nil || !there {
+		return err
+	}
+	return block.Quarantine(ctx, u.o.Bucket, id, findings[0].String())
+}
+
 // suspicious says whether a failure calls for reading the job's inputs whole: it says itself that a block is to blame, or the
 // job has failed twice in a row.
 func (r *Runner) suspicious(job string, cause error) bool {
@@ -434,7 +476,7 @@ func (r *Runner) suspicious(job string, cause error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.failures[job]++
-	return errors.Is(cause, block.ErrCorrupt) || errors.Is(cause, block.ErrGone) || r.failures[job] == 2
+	return errors.Is(cause, block.ErrCorrupt) || errors.Is(cause, block.ErrGone) || r.failures[job]%2 == 0
 }
 
 func (r *Runner) quarantineBlock(id ulid.ULID, err error) {

@@ -149,23 +149,27 @@ func endsOf(metas []block.Meta) map[ulid.ULID]int64 {
 	return ends
 }
 
+// deleteMarked removes blocks whose mark is old enough. One that replaced others stays as long as these do, or they would be seen again.
 func (u *run) deleteMarked(ctx context.Context, l *listing) error {
 	metas := make([]block.Meta, 0, len(l.blocks))
-	due := map[ulid.ULID]bool{}
-	byID := map[ulid.ULID]*block.Meta{}
+	due, left := map[ulid.ULID]bool{}, map[ulid.ULID]*block.Meta{}
 	for i, b := range l.blocks {
 		metas = append(metas, b.Meta)
-		byID[b.Meta.ULID] = &l.blocks[i].Meta
+		left[b.Meta.ULID] = &l.blocks[i].Meta
 		due[b.Meta.ULID] = b.DeletionMark != nil && u.now().Sub(time.Unix(b.DeletionMark.DeletionTime, 0)) > u.config.DeletionDelay
 	}
+	live := ids(block.Visible(metas))
 	var errs []error
 	for _, id := range inputsFirst(metas) {
-		if !due[id] || ctx.Err() != nil {
+		hides := slices.ContainsFunc(left[id].Replaces(), func(other ulid.ULID) bool { return left[other] != nil })
+		if !due[id] || hides || ctx.Err() != nil {
 			continue
 		}
-		if err := u.remove(ctx, byID[id]); err != nil {
+		if err := u.remove(ctx, left[id], !live[id]); err != nil {
 			errs = append(errs, err)
+			continue
 		}
+		delete(left, id)
 	}
 	return errors.Join(errs...)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -88,23 +87,23 @@ func copyObject(ctx context.Context, from, to objstore.Bucket, name string) (err
 	return nil
 }
 
-// move renames a folder of the bucket, whose disk so needs no room for a copy. What of it is at to is not whole, and goes.
+// move renames a folder of the bucket, whose disk so needs no room for a copy. Others may do the same: a block that is at to already is not touched, and what is
+// not whole there is moved out of the way first.
 func (b *DirBucket) move(from, to string) error {
 	if err := b.Available(); err != nil {
 		return err
 	}
 	source, target := b.LocalPath(from), b.LocalPath(to)
-	if err := os.RemoveAll(target); err != nil {
-		return err
-	}
 	if err := os.MkdirAll(filepath.Dir(target), 0o777); err != nil {
 		return err
 	}
-	// The mark says when the block may go from where it is, not from where it will be.
-	if err := os.Remove(filepath.Join(source, DeletionMarkFilename)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	err := os.Rename(source, target)
+	if err != nil && !isWhole(target) && isWhole(source) {
+		if err = b.moveAway(target); err == nil {
+			err = os.Rename(source, target)
+		}
 	}
-	if err := os.Rename(source, target); err != nil {
+	if err != nil && !isWhole(target) {
 		return err
 	}
 	for _, dir := range []string{filepath.Dir(target), b.root} {
@@ -112,7 +111,31 @@ func (b *DirBucket) move(from, to string) error {
 			return err
 		}
 	}
-	return nil
+	// The mark said when the block might go from where it was.
+	return ignoreMissing(os.Remove(filepath.Join(target, DeletionMarkFilename)))
+}
+
+// isWhole says whether a folder holds a block.
+func isWhole(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, MetaFilename))
+	return err == nil
+}
+
+// moveAway removes a folder that is no block. Should it have become one in this moment, it is put back.
+func (b *DirBucket) moveAway(dir string) error {
+	away, err := os.MkdirTemp(b.root, uploadPrefix+"*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(away) // only if it is empty
+	aside := filepath.Join(away, "block")
+	if err := os.Rename(dir, aside); err != nil {
+		return ignoreMissing(err)
+	}
+	if isWhole(aside) {
+		return os.Rename(aside, dir)
+	}
+	return os.RemoveAll(aside)
 }
 
 // MasterIDs lists the blocks below MastersPrefix that are whole.

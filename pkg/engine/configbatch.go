@@ -17,6 +17,7 @@ type BatchConfig struct {
 	LateMergeShare float64
 	LateMergeAge   time.Duration
 	KeepLevel0     time.Duration
+	keepSet        bool // KeepLevel0 is not the default
 	Quarantine     bool
 }
 
@@ -37,7 +38,7 @@ func (b *BatchConfig) JobFlags(cmd flagger) {
 		Default(fmt.Sprint(d.LateMergeShare)), (*floatValue)(&b.LateMergeShare))
 	durationVar(cmd.Flag("batch.late-merge-age", "Age from which late samples are merged into a block of a day however few they are; into one of 14 days at 14 times this age."),
 		d.LateMergeAge, &b.LateMergeAge)
-	named(cmd.Flag("batch.keep-level0", "Age up to which superseded level-0 blocks are kept for 'millrace batch recompute', or forever; 0 deletes them at once.").Default("30d"),
+	named(cmd.Flag("batch.keep-level0", "Age up to which superseded level-0 blocks are kept for 'millrace batch recompute', or forever; 0 deletes them at once.").Default("30d").IsSetByUser(&b.keepSet),
 		(*ageValue)(&b.KeepLevel0))
 	cmd.Flag("batch.quarantine", "Mark blocks that a job finds damaged, so that queries go without them and warn, instead of failing.").BoolVar(&b.Quarantine)
 }
@@ -65,4 +66,13 @@ func (b *BatchConfig) Jobs() batch.Config {
 		DeletionDelay: b.DeletionDelay, EraseDelay: b.EraseDelay, MemoryLimit: b.MemoryLimit, MaxBlockSize: b.MaxBlockSize, LateMergeShare: b.LateMergeShare, LateMergeAge: b.LateMergeAge,
 		KeepLevel0: b.KeepLevel0, Quarantine: b.Quarantine,
 	}
+}
+
+// JobsBesideServer are the settings of jobs that another process may run, too, with settings of its own: what only it may know to be needed no more is kept.
+func (b *BatchConfig) JobsBesideServer() batch.Config {
+	c := b.Jobs()
+	if !b.keepSet {
+		c.KeepLevel0 = batch.Forever
+	}
+	return c
 }
