@@ -198,14 +198,15 @@ func (m *Meta) Masters() (ids []ulid.ULID, ok bool) {
 	}
 }
 
-// Stored is the block as tombstones look at it.
+// Stored is the block as tombstones look at it. A block of ours without generations, which was imported, lists the deletions that came
+// before it as applied, so that all others are later; the time of its id says when its data ends. A foreign block's says when it was made.
 func (m *Meta) Stored() tombstone.Stored {
-	s := tombstone.Stored{
-		Writer: m.Thanos.Labels, MinTime: m.MinTime, MaxTime: m.MaxTime - 1, Made: int64(min(m.ULID.Time(), math.MaxInt64)),
-	}
+	s := tombstone.Stored{Writer: m.Thanos.Labels, MinTime: m.MinTime, MaxTime: m.MaxTime - 1}
 	s.MinGeneration, s.MaxGeneration = m.Generations()
 	if e := m.Thanos.Extensions.Millrace; e != nil {
 		s.Applied, s.Deleted = e.Applied, e.Deleted
+	} else {
+		s.Made = int64(min(m.ULID.Time(), math.MaxInt64))
 	}
 	return s
 }

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
@@ -211,24 +212,60 @@ func FuzzOpenMetrics(f *testing.F) {
 	})
 }
 
-// An import is accepted when it is made, whatever the age of its samples: deletions that came before do not hide it, later ones do.
+// An import is accepted when it is made, whatever the age of its samples: deletions that came before do not hide it, later ones do. A repeated
+// import changes nothing of that.
 func TestDeletionsBeforeAndAfterAnImport(t *testing.T) {
-	bkt := objstore.NewInMemBucket()
-	deleteAll := func() {
-		all := tombstone.Selector{labels.MustNewMatcher(labels.MatchRegexp, "__name__", ".+")}
-		s, err := tombstone.New(5, math.MinInt64, math.MaxInt64, []tombstone.Selector{all}, writer, nil)
-		require.NoError(t, err)
-		require.NoError(t, tombstone.NewStore(bkt).Put(t.Context(), s))
+	for name, text := range map[string]string{
+		"past":           randomText(rand.New(rand.NewPCG(1, 1)), 100),
+		"current window": fmt.Sprintf("m 7 %d\n# EOF\n", time.Now().Unix()),
+		"future":         fmt.Sprintf("m 7 %d\n# EOF\n", time.Now().Unix()+1e6),
+	} {
+		t.Run(name, func(t *testing.T) {
+			bkt := objstore.NewInMemBucket()
+			put := func(blocks bool) {
+				t.Helper()
+				s, err := importInto(t, bkt, nil, textOf(text))
+				require.NoError(t, err)
+				require.Equal(t, blocks, s.Blocks > 0)
+			}
+			deleteEverything(t, bkt)
+			put(true)
+			require.Equal(t, parsed(t, text), floatsOf(t, bkt))
+			compact(t, bkt)
+			require.Equal(t, parsed(t, text), floatsOf(t, bkt), "compacted")
+			deleteEverything(t, bkt)
+			require.Empty(t, floatsOf(t, bkt))
+			put(false)
+			require.Empty(t, floatsOf(t, bkt), "imported again")
+			compact(t, bkt)
+			require.Empty(t, floatsOf(t, bkt), "erased")
+		})
 	}
-	deleteAll()
-	text := randomText(rand.New(rand.NewPCG(1, 1)), 100)
-	_, err := importInto(t, bkt, func(*Options) {}, textOf(text))
+}
+
+// What an interrupted import had left to do is accepted when that is done.
+func TestADeletionBetweenAnInterruptedImportAndItsRepetition(t *testing.T) {
+	bkt := objstore.NewInMemBucket()
+	text := fmt.Sprintf("m 7 %d\n# EOF\n", time.Now().Unix())
+	_, err := importInto(t, &faultBucket{Bucket: bkt, on: func(_ int, what string) error {
+		if strings.HasPrefix(what, "upload") && strings.HasSuffix(what, block.MetaFilename) {
+			return errKilled
+		}
+		return nil
+	}}, nil, textOf(text))
+	require.ErrorIs(t, err, errKilled)
+	deleteEverything(t, bkt)
+	_, err = importInto(t, bkt, nil, textOf(text))
 	require.NoError(t, err)
 	require.Equal(t, parsed(t, text), floatsOf(t, bkt))
-	compact(t, bkt)
-	require.Equal(t, parsed(t, text), floatsOf(t, bkt), "compacted")
-	deleteAll()
+	deleteEverything(t, bkt)
 	require.Empty(t, floatsOf(t, bkt))
-	compact(t, bkt)
-	require.Empty(t, floatsOf(t, bkt), "erased")
+}
+
+func deleteEverything(t *testing.T, bkt objstore.Bucket) {
+	t.Helper()
+	all := tombstone.Selector{labels.MustNewMatcher(labels.MatchRegexp, "__name__", ".+")}
+	s, err := tombstone.New(5, math.MinInt64, math.MaxInt64, []tombstone.Selector{all}, writer, nil)
+	require.NoError(t, err)
+	require.NoError(t, tombstone.NewStore(bkt).Put(t.Context(), s))
 }

@@ -173,10 +173,10 @@ type Stored struct {
 	Writer map[string]string
 	// MinTime and MaxTime bound the source's samples, both inclusive, in milliseconds.
 	MinTime, MaxTime int64
-	// MinGeneration and MaxGeneration are the range of generations in the source. Where the latter is 0, as of what was imported, the
-	// source's age decides.
+	// MinGeneration and MaxGeneration are the range of generations in the source. Where the latter is 0, as of what was imported and of
+	// other programs' blocks, Applied and Made decide.
 	MinGeneration, MaxGeneration uint64
-	// Made is when a source without generations was made, in milliseconds since 1970.
+	// Made is when a source without generations was made, in milliseconds since 1970; 0 where all tombstones that came before are in Applied.
 	Made int64
 	// Applied are the tombstones whose samples were erased.
 	Applied []ulid.ULID
