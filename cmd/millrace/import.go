@@ -165,7 +165,7 @@ func (c *importCommand) run(ctx context.Context, do func(context.Context, *migra
 	fmt.Fprintln(stdout, im.Summary())
 	switch {
 	case ctx.Err() != nil:
-		return errors.New("interrupted; what is in the bucket is consistent, and the same command goes on from there")
+		return fmt.Errorf("interrupted; what is in the bucket is consistent, and the same command goes on from there: %w", ctx.Err())
 	case err == nil && im.Summary().Blocks > 0:
 		fmt.Fprintln(stdout, "A running server sees it after its next look at the bucket, within --objstore.sync-interval (1m if not set).")
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -93,7 +94,9 @@ func TestImportIsInterrupted(t *testing.T) {
 		return err == nil && len(found) > 0
 	}, 30*time.Second, 10*time.Millisecond)
 	require.NoError(t, cmd.Process.Signal(os.Interrupt))
-	require.Error(t, cmd.Wait())
+	failed, ok := errors.AsType[*exec.ExitError](cmd.Wait())
+	require.True(t, ok, errs.String())
+	require.Equal(t, exitInterrupted, failed.ExitCode(), errs.String())
 	require.Contains(t, errs.String(), "interrupted; what is in the bucket is consistent")
 	for _, dir := range []string{scratch, filepath.Join(path, "bucket")} {
 		left, err := os.ReadDir(dir)
