@@ -34,9 +34,13 @@ type fleet struct {
 	series         int
 	mint, interval int64
 	samples        int
+	own            string // not empty: each series has a label value of its own that begins so
 }
 
 func (f fleet) labels(i int) labels.Labels {
+	if f.own != "" {
+		return labels.FromStrings("__name__", "m", "own", fmt.Sprint(f.own, i))
+	}
 	return labels.FromStrings("__name__", fmt.Sprintf("node_metric_%03d_total", i/100%200), "cluster", "eu-1", "instance", fmt.Sprintf("10.0.%03d.%02d:9100", i/20000, i%100),
 		"job", "node", "mode", fmt.Sprintf("m%02d", i/20000%8))
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/millrace/millrace/pkg/block"
@@ -74,21 +75,29 @@ func DefaultConfig() Config {
 const (
 	// minMemory leaves room for the buffers of the files that are written, and some blocks that are read.
 	minMemory = 64 << 20
-	// minInput is what reading a block takes at least, beside the part of its index that is held: symbols, and where postings are.
-	minInput   = 1 << 20
-	indexShare = 16
+	// minInput is what reading a block takes at least, beside what footprint counts.
+	minInput = 1 << 20
 )
 
 // opens returns how many of the first of inputs one job may open: two at least, or nothing would ever be merged.
 func (c Config) opens(inputs []block.Meta) int {
 	n, left := 0, c.MemoryLimit/2
 	for n < min(len(inputs), c.MaxInputs) {
-		if left -= minInput + indexSize(&inputs[n])/indexShare; left < 0 && n >= 2 {
+		if left -= minInput + footprint(&inputs[n]); left < 0 && n >= 2 {
 			break
 		}
 		n++
 	}
 	return n
+}
+
+// footprint is how many bytes of memory an input takes, as far as its meta tells: the header of its index, with where each entry begins, and the
+// references of its series. Its share of the output takes as much or more, after the inputs' samples have been read: where these had
+// their half of the limit, the output's postings are gathered, and it is read back with a tally of each label.
+func footprint(m *block.Meta) int64 {
+	const bytesPerSeries = 16 // references, as postings and as read back, in slices that grow
+	header := m.HeaderSize()
+	return header + header/2 + bytesPerSeries*int64(min(m.Stats.NumSeries, math.MaxUint32))
 }
 
 // readAhead returns the bytes that each of so many inputs may hold.

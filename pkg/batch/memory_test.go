@@ -4,8 +4,10 @@ package batch
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"runtime/debug"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,4 +51,37 @@ func TestMemoryIsBounded(t *testing.T) {
 	t.Logf("peaks %v of blocks of %v bytes", peaks, sizes)
 	require.Less(t, peaks[4000], uint64(minMemory)*3/2, "the limit holds, but for what has not been collected yet")
 	require.Less(t, peaks[4000], 3*peaks[500], "eight times the input")
+}
+
+// TestMemoryIsBoundedWithManyLabels compacts blocks in which each series has a label value of its own: what is held of their indexes
+// together is far beyond the limit.
+func TestMemoryIsBoundedWithManyLabels(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(10))
+	dir := fastDir(t)
+	var metas []block.Meta
+	var headers int64
+	for i := range 12 {
+		from := time.UnixMilli(0).Add(1000*day + time.Duration(i)*2*hour)
+		m := testMeta(fmt.Sprint(i), 1, uint64(i), uint64(i), from, from, from.Add(2*hour))
+		in := fleet{series: 22_000, mint: m.MinTime, interval: 15_000, samples: 2, own: strings.Repeat("long", 30)}
+		m, err := block.Write(context.Background(), dir, m, []block.Input{in}, block.WriteOptions{SegmentSize: 64 << 20})
+		require.NoError(t, err)
+		require.Greater(t, m.HeaderSize(), int64(22_000*2*120), "symbols and postings table have each value")
+		headers += m.HeaderSize()
+		metas = append(metas, m)
+	}
+	require.Greater(t, headers, int64(minMemory*3/4), "more than the half that inputs may take")
+	folder, err := block.NewDirBucket(dir)
+	require.NoError(t, err)
+	w := newWorld(t, remote{folder}, time.UnixMilli(metas[11].MaxTime).Add(hour))
+	r := w.runner(func(o *Options) {
+		o.Cache = block.NewCache(0, nil)
+		o.Config.MemoryLimit = minMemory
+	})
+	u := startUsage()
+	s := w.run(r, false)
+	_, _, peak := u.end()
+	t.Logf("peak %d with %d bytes of headers; %s", peak, headers, s)
+	require.Greater(t, s.Jobs, 1, "in several steps")
+	require.Less(t, peak, uint64(minMemory)*3/2)
 }

@@ -185,6 +185,17 @@ func (m *Meta) indexSections(size int64) (s IndexSections, ok bool) {
 	return s, true
 }
 
+// HeaderSize is how many bytes of its index a reader of the block holds, symbols and postings offset table: all of it, where the meta does not
+// tell.
+func (m *Meta) HeaderSize() int64 {
+	_, _, size, _ := segmentNames(m)
+	s, ok := m.indexSections(size)
+	if !ok {
+		return size
+	}
+	return s.Series + size - s.PostingsTable
+}
+
 // Masters are the level-0 blocks of which the block is made, sorted: a level-0 block's own id. ok is false where they are not
 // known.
 func (m *Meta) Masters() (ids []ulid.ULID, ok bool) {
