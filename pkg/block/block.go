@@ -1,6 +1,7 @@
 package block
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -135,27 +136,42 @@ func (b *Block) Size() int64 {
 
 // Preload reads what a query reads first, so that an error or a wait comes now.
 func (b *Block) Preload(ctx context.Context) error {
-	_, err := b.loadHeader(ctx)
+	h, err := b.loadHeader(ctx)
+	if err == nil {
+		h.unpin()
+	}
 	return err
 }
 
 // Trim gives up what was made of the index to read the block, if that was not used for some time and can be made again without a request.
 func (b *Block) Trim(idle time.Duration) {
-	if b.r.mapped(indexFile) && time.Since(time.Unix(b.used.Load(), 0)) > idle {
-		b.header.Store(nil)
+	h := b.header.Load()
+	if h != nil && (h.from != nil || b.r.mapped(indexFile)) && time.Since(time.Unix(b.used.Load(), 0)) > idle {
+		b.dropHeader(h)
 	}
 }
 
-// useCopy begins to use the local copy of the index, in the place of what is in memory.
-func (b *Block) useCopy() {
-	if r, ok := b.r.(*bucketReader); ok {
-		r.useCopy()
-		b.header.Store(nil)
+// followCopy lets go of a header that is not of the local copy of the index which is there now.
+func (b *Block) followCopy() {
+	h := b.header.Load()
+	if h == nil {
+		return
+	}
+	if r, ok := b.r.(*bucketReader); ok && (h.from == nil && r.hasCopy() || h.from != nil && h.from.isGone()) {
+		b.dropHeader(h)
+	}
+}
+
+// dropHeader takes a header out of the block's hands, once; queries that use it keep it.
+func (b *Block) dropHeader(h *header) {
+	if h != nil && b.header.CompareAndSwap(h, nil) {
+		h.unpin()
 	}
 }
 
 // Close frees the mapped files. The caller guarantees that no querier, chunk or symbol of the block is used any more.
 func (b *Block) Close() error {
+	b.dropHeader(b.header.Load())
 	if err := b.r.close(); err != nil {
 		return fmt.Errorf("close block %s: %w", b.meta.ULID, err)
 	}
@@ -174,12 +190,17 @@ func (b *Block) Symbols() index.StringIter {
 	if err != nil {
 		return &symbolIter{err: err}
 	}
+	if h.from != nil { // which may go before the block
+		defer h.unpin()
+		h = &header{symbols: bytes.Clone(h.symbols), symPos: h.symPos}
+	}
 	return &symbolIter{h: h}
 }
 
+// loadHeader returns the header, pinned.
 func (b *Block) loadHeader(ctx context.Context) (*header, error) {
 	b.used.Store(time.Now().Unix())
-	if h := b.header.Load(); h != nil {
+	if h := b.pinHeader(); h != nil {
 		return h, nil
 	}
 	select {
@@ -188,13 +209,33 @@ func (b *Block) loadHeader(ctx context.Context) (*header, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if h := b.header.Load(); h != nil {
+	if h := b.pinHeader(); h != nil {
 		return h, nil
 	}
-	h, err := loadHeader(ctx, b.r, &b.meta)
+	h, err := b.readHeader(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read index of block %s: %w", b.meta.ULID, err)
 	}
-	b.header.Store(h)
+	// It comes with one pin, which is the query's; the block has another, if there still is a reason to keep the header.
+	if h.pin() {
+		b.header.Store(h)
+	}
 	return h, nil
+}
+
+// pinHeader returns the header that is there, pinned, and gives up one that is no longer to be used.
+func (b *Block) pinHeader() *header {
+	h := b.header.Load()
+	if h == nil || h.pin() {
+		return h
+	}
+	b.dropHeader(h)
+	return nil
+}
+
+func (b *Block) readHeader(ctx context.Context) (*header, error) {
+	if r, ok := b.r.(*bucketReader); ok {
+		return r.loadHeader(ctx, &b.meta)
+	}
+	return loadHeader(ctx, b.r, &b.meta)
 }

@@ -9,8 +9,6 @@ import (
 	"io"
 	"path"
 	"slices"
-	"sync"
-	"sync/atomic"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/oklog/ulid/v2"
@@ -36,11 +34,6 @@ type bucketReader struct {
 	names []string
 	sizes []int64
 	cache *Cache
-
-	index  atomic.Pointer[indexCopy] // the local copy that is used, if any
-	mu     sync.Mutex                // guards the following
-	copies []*indexCopy              // all that were ever used: they stay mapped until close
-	closed bool
 }
 
 // newBucketReader makes a reader for the block of m. It needs requests only if m does not tell the files' sizes.
@@ -56,7 +49,6 @@ func newBucketReader(ctx context.Context, bkt objstore.BucketReader, m *Meta, ca
 	r.names = append([]string{IndexFilename}, segments...)
 	r.sizes = append([]int64{indexSize}, sizes...)
 	r.tag = sizesTag(r.sizes)
-	r.useCopy()
 	return r, nil
 }
 
@@ -69,38 +61,16 @@ func sizesTag(sizes []int64) uint32 {
 	return uint32(xxhash.Sum64(raw))
 }
 
-// useCopy begins to use the local copy of the index, if there is one.
-func (r *bucketReader) useCopy() {
+// copied returns the local copy of the index, pinned; nil if there is none.
+func (r *bucketReader) copied() *indexCopy {
 	if r.cache.indexes == nil {
-		return
-	}
-	c := r.cache.indexes.open(r.id, r.tag, r.sizes[indexFile])
-	if c == nil {
-		return
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		_ = c.close() // of a file that was only read
-		return
-	}
-	r.copies = append(r.copies, c)
-	r.index.Store(c)
-}
-
-// copied returns the local copy of a file, nil if there is none. One that was found damaged is given up.
-func (r *bucketReader) copied(file int) *indexCopy {
-	if file != indexFile {
 		return nil
 	}
-	c := r.index.Load()
-	if c == nil || !c.bad.Load() {
-		return c
-	}
-	if r.index.CompareAndSwap(c, nil) {
-		r.cache.indexes.discard(r.id, fmt.Errorf("%w: a checksum is wrong", ErrCorrupt))
-	}
-	return nil
+	return r.cache.indexes.pin(r.id, r.tag, r.sizes[indexFile])
+}
+
+func (r *bucketReader) hasCopy() bool {
+	return r.cache.indexes != nil && r.cache.indexes.size(r.id) > 0
 }
 
 // listFiles asks the bucket for the chunk files and sizes that a meta.json does not tell.
@@ -133,23 +103,11 @@ func bucketError(bkt objstore.BucketReader, err error) error {
 	return err
 }
 
-func (r *bucketReader) files() int           { return len(r.names) }
-func (r *bucketReader) size(file int) int64  { return r.sizes[file] }
-func (r *bucketReader) stable() bool         { return false }
-func (r *bucketReader) mapped(file int) bool { return r.copied(file) != nil }
-
-func (r *bucketReader) close() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.closed = true
-	r.index.Store(nil)
-	var errs []error
-	for _, c := range r.copies {
-		errs = append(errs, c.close())
-	}
-	r.copies = nil
-	return errors.Join(errs...)
-}
+func (r *bucketReader) files() int          { return len(r.names) }
+func (r *bucketReader) size(file int) int64 { return r.sizes[file] }
+func (r *bucketReader) stable() bool        { return false }
+func (r *bucketReader) mapped(int) bool     { return false }
+func (r *bucketReader) close() error        { return nil }
 
 func (r *bucketReader) open(ctx context.Context, name string) (io.ReadCloser, error) {
 	r.cache.metrics.requests.Inc()
@@ -192,11 +150,6 @@ func (r *bucketReader) loadOnce(ctx context.Context, file int, s span) ([]byte, 
 	if err := checkSpans(r.names[file], r.sizes[file], []span{s}); err != nil {
 		return nil, err
 	}
-	if c := r.copied(file); c != nil {
-		if b, ok := c.bytes(s); ok {
-			return b, nil
-		}
-	}
 	buf := make([]byte, s.n)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxParallel)
@@ -217,10 +170,8 @@ func (r *bucketReader) load(ctx context.Context, file int, spans []span) (*view,
 	if err := checkSpans(r.names[file], r.sizes[file], spans); err != nil {
 		return nil, err
 	}
-	if c := r.copied(file); c != nil {
-		if v := c.view(ctx, spans); v != nil {
-			return v, nil
-		}
+	if v := r.viewOfCopy(ctx, file, spans); v != nil {
+		return v, nil
 	}
 	l := &pageLoad{r: r, file: file, keys: newPageKeys(r.id, r.tag, file), pages: pagesOf(spans)}
 	total := l.layout()
@@ -234,11 +185,24 @@ func (r *bucketReader) load(ctx context.Context, file int, spans []span) (*view,
 	return &view{ctx: ctx, runs: l.runs(), bytes: total}, nil
 }
 
-func (r *bucketReader) forget(file int, s span) {
-	if c := r.copied(file); c != nil && r.index.CompareAndSwap(c, nil) {
-		// It holds what the bucket gave, so that another one would hardly be better.
-		r.cache.indexes.refuse(r.id)
+// viewOfCopy returns spans of the index in the local copy; nil if it does not hold them, or holds something else in their place.
+func (r *bucketReader) viewOfCopy(ctx context.Context, file int, spans []span) *view {
+	if file != indexFile {
+		return nil
 	}
+	c := r.copied()
+	if c == nil {
+		return nil
+	}
+	if v := c.view(ctx, spans); v != nil {
+		return v
+	}
+	c.giveUp()
+	c.unpin()
+	return nil
+}
+
+func (r *bucketReader) forget(file int, s span) {
 	keys := newPageKeys(r.id, r.tag, file)
 	for _, p := range pagesOf([]span{s}) {
 		r.cache.del(keys.page(p))

@@ -8,6 +8,8 @@
 // The same Block type reads from a mapped folder and from a bucket. Both stand behind the small seam rangeReader; the
 // index is decoded by our own tsdb.IndexReader, made per query so that it carries the query's context and budget.
 //
+// Local copies of indexes are mapped, too. Headers and views that are of one pin it, so that it can be removed at any time.
+//
 // Concurrency: a Block may be used by any number of goroutines. Its only lock guards the header (symbols, postings offset
 // table), which is loaded on first use by one goroutine while the others wait for it. Cache has one lock for the list of
 // fetches under way; it is never held during a request. Queriers belong to one goroutine each. Lister has one lock over

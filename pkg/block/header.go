@@ -29,7 +29,7 @@ const (
 )
 
 // header is what is kept of an index to find everything else: symbols and postings offset table, as they are in the file,
-// with the position of each of their entries (4 bytes an entry). It is immutable.
+// with the position of each of their entries (4 bytes an entry). It is immutable. One whose memory is that of a local copy is pinned by those who use it.
 type header struct {
 	toc     *index.TOC
 	size    int64  // of the index
@@ -44,6 +44,17 @@ type header struct {
 	postingsEnd int64 // where the postings section ends
 	seriesGuess int64
 	chunkGuess  int64
+
+	from *indexCopy // what symbols and table are the memory of, pinned; nil where no pin is needed
+}
+
+// pin keeps the header's memory until unpin; false if it is no longer to be used.
+func (h *header) pin() bool { return h.from == nil || h.from.pinAgain() }
+
+func (h *header) unpin() {
+	if h.from != nil {
+		h.from.unpin()
+	}
 }
 
 // nameEntries are the entries [first, last) of a label name in the postings offset table.

@@ -32,17 +32,19 @@ type indexReader struct {
 
 var _ tsdb.IndexReader = (*indexReader)(nil)
 
+// newIndexReader takes over the caller's pin of the header.
 func newIndexReader(ctx context.Context, r rangeReader, h *header) *indexReader {
 	lookup := func(_ context.Context, n uint32) (string, error) { return h.symbol(n) }
 	return &indexReader{ctx: ctx, r: r, h: h, dec: index.Decoder{LookupSymbol: lookup}}
 }
 
-// Close gives back what postings have taken.
+// Close gives back what postings have taken, and the header. It is called once.
 func (ix *indexReader) Close() error {
 	for _, v := range ix.views {
 		v.release()
 	}
 	ix.views = nil
+	ix.h.unpin()
 	return nil
 }
 

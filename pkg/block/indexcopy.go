@@ -2,6 +2,7 @@ package block
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"slices"
 	"sync/atomic"
 
 	"github.com/oklog/ulid/v2"
@@ -85,16 +87,15 @@ func decodeCopy(b []byte) (info copyInfo, sums []byte, err error) {
 	return info, sums, nil
 }
 
-// writeCopy writes a copy to a file, in one step. data gives the bytes that the copy holds, one after the other.
+// writeCopy writes a copy to a new file, of which nothing is left if that fails. data gives the bytes that the copy holds, one after the other.
 func writeCopy(name string, info copyInfo, data io.Reader) (err error) {
-	tmp := name + tmpSuffix
-	f, err := os.Create(tmp)
+	f, err := os.Create(name)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, ignoreMissing(f.Close()), ignoreMissing(os.Remove(tmp)))
+			err = errors.Join(err, ignoreMissing(f.Close()), ignoreMissing(os.Remove(name)))
 		}
 	}()
 	w := bufio.NewWriterSize(f, copyUnit)
@@ -118,13 +119,10 @@ func writeCopy(name string, info copyInfo, data io.Reader) (err error) {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(tmp, name)
+	return f.Close()
 }
 
-// indexCopy is a mapped copy. It is safe for concurrent use up to close.
+// indexCopy is a mapped copy. It is safe for concurrent use up to close, which the store calls when the last user is done.
 type indexCopy struct {
 	copyInfo
 
@@ -132,6 +130,10 @@ type indexCopy struct {
 	sums []byte
 	good []atomic.Bool // units whose checksums are right
 	bad  atomic.Bool   // one was wrong
+
+	store *IndexStore // its lock guards the following
+	users int
+	gone  bool // the file was removed, or another one has its name: there are no new users
 }
 
 // openCopy maps a copy.
@@ -151,18 +153,38 @@ func (c *indexCopy) close() error { return c.file.Close() }
 
 // bytes returns a part of the index; ok is false if the copy does not hold it, or holds something else in its place.
 func (c *indexCopy) bytes(s span) (b []byte, ok bool) {
-	at := s.off
+	r, ok := c.checked(s)
+	if !ok {
+		return nil, false
+	}
+	at := s.off - r.off
+	return r.data[at : at+s.n : at+s.n], true
+}
+
+// checked returns a part of the index with what lies beside it in the same units, so that checksums are right for all of it.
+func (c *indexCopy) checked(s span) (r run, ok bool) {
+	part, shift := c.file.Bytes()[:c.dataSize()], int64(0) // shift is from an offset in the file to one in the index
 	switch {
+	case c.whole():
 	case s.end() <= c.start:
+		part = part[:c.start]
 	case s.off >= c.end:
-		at -= c.end - c.start
-	case !c.whole():
-		return nil, false
+		shift = c.end - c.start
+	default:
+		return run{}, false
 	}
-	if s.n > 0 && !c.check(at/copyUnit, (at+s.n-1)/copyUnit) {
-		return nil, false
+	if s.n == 0 {
+		return run{off: s.off}, true
 	}
-	return c.file.Bytes()[at : at+s.n : at+s.n], true
+	first, last := (s.off-shift)/copyUnit, (s.end()-shift-1)/copyUnit
+	if !c.check(first, last) {
+		return run{}, false
+	}
+	from, to := first*copyUnit, min((last+1)*copyUnit, int64(len(part)))
+	if shift > 0 {
+		from = max(from, c.start)
+	}
+	return run{off: from + shift, data: part[from:to]}, true // with the capacity to be extended
 }
 
 // check compares the checksums of units that have not been looked at before.
@@ -184,16 +206,68 @@ func (c *indexCopy) check(first, last int64) bool {
 	return true
 }
 
-// view returns spans of the index; nil if the copy does not hold all of them.
+// view returns spans of the index, and nothing whose checksums were not compared; nil if the copy does not hold all of them. It takes over the
+// caller's pin.
 func (c *indexCopy) view(ctx context.Context, spans []span) *view {
+	byOffset := func(a, b span) int { return cmp.Compare(a.off, b.off) }
+	if !slices.IsSortedFunc(spans, byOffset) {
+		spans = slices.SortedFunc(slices.Values(spans), byOffset)
+	}
+	v := &view{ctx: ctx, copy: c}
 	for _, s := range spans {
-		if _, ok := c.bytes(s); !ok {
+		r, ok := c.checked(s)
+		if !ok {
 			return nil
 		}
+		if n := len(v.runs); n == 0 || r.off > v.runs[n-1].end() {
+			v.runs = append(v.runs, r)
+		} else if beyond := r.end() - v.runs[n-1].end(); beyond > 0 {
+			last := &v.runs[n-1]
+			last.data = last.data[:int64(len(last.data))+beyond]
+		}
 	}
-	data := c.file.Bytes()[:c.dataSize()]
-	if c.whole() {
-		return &view{ctx: ctx, runs: []run{{data: data}}}
+	for i := range v.runs {
+		v.runs[i].data = slices.Clip(v.runs[i].data)
 	}
-	return &view{ctx: ctx, runs: []run{{data: data[:c.start]}, {off: c.end, data: data[c.start:]}}}
+	return v
+}
+
+// checkSections finds out whether the copy has a header, and one that is right: without it, all queries of the block would fail.
+func (c *indexCopy) checkSections() error {
+	get := func(what string, from, to int64) ([]byte, error) {
+		if err := checkSpans(IndexFilename, c.size, []span{{from, to - from}}); err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		b, ok := c.bytes(span{from, to - from})
+		if !ok {
+			return nil, fmt.Errorf("%w: the copy of the index lacks its %s", ErrCorrupt, what)
+		}
+		return b, nil
+	}
+	tail, err := get("table of contents", c.size-tocSize, c.size)
+	if err != nil {
+		return err
+	}
+	toc, err := decodeTOC(tail, c.size)
+	if err != nil {
+		return err
+	}
+	start, err := get("symbol table", 0, int64(toc.Series))
+	if err != nil {
+		return err
+	}
+	table, err := get("postings offset table", int64(toc.PostingsTable), c.size-tocSize)
+	if err != nil {
+		return err
+	}
+	if err := checkIndexStart(start); err != nil {
+		return err
+	}
+	if _, _, err := section(start[toc.Symbols:], 1); err != nil {
+		return fmt.Errorf("symbol table: %w", err)
+	}
+	if _, _, err := section(table, 4); err != nil {
+		return fmt.Errorf("postings offset table: %w", err)
+	}
+	return nil
 }

@@ -66,14 +66,19 @@ func NewIndexMetrics(reg prometheus.Registerer) *IndexMetrics {
 // IndexStore keeps copies of the indexes of a bucket's blocks in a local folder: with one, a query asks the bucket for chunks only, in one round
 // trip. Newest blocks come first; indexes that are too large for the limit are copied without their series, as long as that fits.
 //
+// Blocks pin the copy that they read: one that is removed or replaced stays mapped, and counts, until the last query that has looked at it is done.
+//
 // It is safe for concurrent use. mu guards what stands below it and is not held while a copy is made; updating is held by the one Update at a time.
 type IndexStore struct {
 	o        IndexStoreOptions
 	updating chan struct{}
 
 	mu      sync.Mutex
-	sizes   map[ulid.ULID]int64 // of the files
-	refused map[ulid.ULID]bool  // blocks whose indexes were wrong already when they were copied
+	sizes   map[ulid.ULID]int64      // of the files
+	mapped  map[ulid.ULID]*indexCopy // those that are in use
+	making  map[ulid.ULID]int64      // sizes of files that are being written
+	leaving int64                    // bytes of files that were removed while they are in use
+	refused map[ulid.ULID]time.Time  // until when no copies are made, as they were wrong
 }
 
 // OpenIndexStore opens the folder. What is in it from another process is used.
@@ -84,11 +89,14 @@ func OpenIndexStore(o IndexStoreOptions) (*IndexStore, error) {
 	if o.Metrics == nil {
 		o.Metrics = NewIndexMetrics(nil)
 	}
-	s := &IndexStore{o: o, updating: make(chan struct{}, 1), sizes: map[ulid.ULID]int64{}, refused: map[ulid.ULID]bool{}}
+	s := &IndexStore{
+		o: o, updating: make(chan struct{}, 1), sizes: map[ulid.ULID]int64{}, mapped: map[ulid.ULID]*indexCopy{},
+		making: map[ulid.ULID]int64{}, refused: map[ulid.ULID]time.Time{},
+	}
 	if err := s.scan(); err != nil {
 		return nil, fmt.Errorf("open folder of indexes: %w", err)
 	}
-	o.Metrics.bytes.Set(float64(s.used()))
+	s.measure()
 	return s, nil
 }
 
@@ -122,14 +130,26 @@ func (s *IndexStore) scan() error {
 
 func (s *IndexStore) name(id ulid.ULID) string { return filepath.Join(s.o.Dir, id.String()) }
 
-func (s *IndexStore) used() (n int64) {
+// used returns the bytes on disk: also those of files that were removed and of such as are being written.
+func (s *IndexStore) used() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.bytes()
+}
+
+func (s *IndexStore) bytes() int64 {
+	n := s.leaving
 	for _, size := range s.sizes {
+		n += size
+	}
+	for _, size := range s.making {
 		n += size
 	}
 	return n
 }
+
+// measure is called, with the lock, after each change.
+func (s *IndexStore) measure() { s.o.Metrics.bytes.Set(float64(s.bytes())) }
 
 func (s *IndexStore) size(id ulid.ULID) int64 {
 	s.mu.Lock()
@@ -137,58 +157,45 @@ func (s *IndexStore) size(id ulid.ULID) int64 {
 	return s.sizes[id]
 }
 
-// open returns the copy of a block's index; nil if there is none.
-func (s *IndexStore) open(id ulid.ULID, tag uint32, size int64) *indexCopy {
-	if s.size(id) == 0 {
-		return nil
-	}
-	c, err := openCopy(s.name(id))
-	if err == nil && (c.id != id || c.tag != tag || c.size != size) {
-		err = errors.Join(fmt.Errorf("%w: it is of another block", ErrUnusable), c.close())
-	}
-	if err != nil {
-		s.discard(id, err)
-		return nil
-	}
-	return c
-}
-
-// discard removes a copy that cannot be used.
-func (s *IndexStore) discard(id ulid.ULID, cause error) {
-	s.o.Metrics.damaged.Inc()
-	s.o.Logger.Warn("a local copy of an index cannot be used and is made again", "block", id, "err", cause)
-	if err := s.remove(id); err != nil {
-		s.o.Logger.Warn("removing a local copy of an index failed", "block", id, "err", err)
-	}
-}
-
-// refuse removes a copy and lets none take its place: the block is read from the bucket, where the fault may be.
-func (s *IndexStore) refuse(id ulid.ULID) {
-	s.mu.Lock()
-	s.refused[id] = true
-	s.mu.Unlock()
-	s.discard(id, fmt.Errorf("%w: what was copied was wrong already", ErrCorrupt))
-}
-
-func (s *IndexStore) isRefused(id ulid.ULID) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.refused[id]
-}
-
 func (s *IndexStore) remove(id ulid.ULID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.removeFile(id)
+}
+
+// removeFile is remove for who holds the lock.
+func (s *IndexStore) removeFile(id ulid.ULID) error {
 	if err := ignoreMissing(os.Remove(s.name(id))); err != nil {
 		return err
 	}
-	s.o.Metrics.bytes.Sub(float64(s.sizes[id]))
+	s.leave(id)
 	delete(s.sizes, id)
+	s.measure()
 	return nil
 }
 
+// reserve begins to make a copy: false if there is no room now, or if it is being made.
+func (s *IndexStore) reserve(info copyInfo, limit int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.making[info.id] > 0 || s.bytes()+info.fileSize() > limit {
+		return false
+	}
+	s.making[info.id] = info.fileSize()
+	s.measure()
+	return true
+}
+
+// settle ends what reserve has begun.
+func (s *IndexStore) settle(id ulid.ULID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.making, id)
+	s.measure()
+}
+
 // Update makes the copies that are missing for blocks of a bucket, all that there are, and removes those of others. One that cannot be made does
-// not keep the others from it, unless the context ends. Mapped blocks need no copies.
+// not keep the others from it, unless the context ends. Mapped blocks need no copies. Blocks may be closed meanwhile.
 func (s *IndexStore) Update(ctx context.Context, blocks []*Block) error {
 	select {
 	case s.updating <- struct{}{}:
@@ -196,16 +203,24 @@ func (s *IndexStore) Update(ctx context.Context, blocks []*Block) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	plan := s.plan(blocks)
+	limit := s.limit()
+	plan := s.plan(blocks, limit)
 	errs := s.clean(plan)
+	for _, b := range blocks {
+		b.followCopy() // so that what was removed is free before something takes its place
+	}
 	var g errgroup.Group
 	g.SetLimit(copiesAtOnce)
 	var mu sync.Mutex
 	for _, p := range plan {
-		if p.file == s.size(p.b.meta.ULID) || ctx.Err() != nil {
+		if p.file == s.size(p.info.id) || ctx.Err() != nil {
 			continue
 		}
 		g.Go(func() error {
+			if !s.reserve(p.info, limit) {
+				return nil // queries still use what was removed: the next Update makes it
+			}
+			defer s.settle(p.info.id)
 			if err := s.fetch(ctx, p); err != nil && !errors.Is(err, ErrGone) {
 				mu.Lock()
 				defer mu.Unlock()
@@ -218,16 +233,16 @@ func (s *IndexStore) Update(ctx context.Context, blocks []*Block) error {
 	return cmp.Or(ctx.Err(), errors.Join(errs...))
 }
 
-// clean removes copies that are not planned.
+// clean removes copies that are not planned, or planned otherwise.
 func (s *IndexStore) clean(plan []planned) (errs []error) {
-	keep := map[ulid.ULID]bool{}
+	keep := map[ulid.ULID]int64{}
 	for _, p := range plan {
-		keep[p.b.meta.ULID] = true
+		keep[p.info.id] = p.file
 	}
 	s.mu.Lock()
 	var remove []ulid.ULID
-	for id := range s.sizes {
-		if !keep[id] {
+	for id, size := range s.sizes {
+		if keep[id] != size {
 			remove = append(remove, id)
 		}
 	}
@@ -248,18 +263,25 @@ type planned struct {
 	file int64 // bytes
 }
 
-// plan says which copies should be there, those of the newest blocks first.
-func (s *IndexStore) plan(blocks []*Block) []planned {
+// limit returns how many bytes all copies may take: of what the disk has for us, and for them already, half at most.
+func (s *IndexStore) limit() int64 {
 	limit := s.o.Limit
 	if s.o.Room != nil {
 		if room, known := s.o.Room(); known {
-			limit = min(limit, s.used()+room/2)
+			limit = min(limit, (s.used()+room)/2)
 		}
 	}
+	return limit
+}
+
+// plan says which copies should be there, those of the newest blocks first. A copy that is there stays until it goes beyond its bounds by some
+// more than a new one may reach: a limit that moves with the free space of the disk would have the same ones made and removed by turns.
+func (s *IndexStore) plan(blocks []*Block, limit int64) []planned {
 	blocks = slices.Clone(blocks)
 	slices.SortFunc(blocks, func(a, b *Block) int {
 		return cmp.Or(cmp.Compare(b.meta.MaxTime, a.meta.MaxTime), b.meta.ULID.Compare(a.meta.ULID))
 	})
+	eighths := func(n int64) int64 { return limit * n / 8 }
 	var out []planned
 	used := int64(0)
 	for _, b := range blocks {
@@ -268,15 +290,24 @@ func (s *IndexStore) plan(blocks []*Block) []planned {
 			continue
 		}
 		p := planned{b: b, r: r, info: copyInfo{id: r.id, tag: r.tag, size: r.size(indexFile)}}
-		if p.file = p.info.fileSize(); p.file > limit/wholeShare || used+p.file > limit-limit/4 {
+		p.file = p.info.fileSize()
+		largest, upTo := limit/wholeShare, eighths(6)
+		if s.size(r.id) == p.file {
+			largest, upTo = limit/(wholeShare-1), eighths(7)
+		}
+		if p.file > largest || used+p.file > upTo {
 			sections, known := b.meta.indexSections(p.info.size)
 			if !known {
 				continue
 			}
 			p.info.start, p.info.end = sections.Series, sections.Postings
 			p.file = p.info.fileSize()
+			upTo = eighths(7)
+			if s.size(r.id) == p.file {
+				upTo = limit
+			}
 		}
-		if used+p.file > limit {
+		if used+p.file > upTo {
 			continue
 		}
 		used += p.file
@@ -295,20 +326,44 @@ func (s *IndexStore) fetch(ctx context.Context, p planned) error {
 		return cmp.Or(ctx.Err(), err)
 	}
 	p.r.cache.metrics.fetched.Add(float64(p.info.dataSize()))
-	p.b.useCopy()
+	p.b.followCopy()
 	return nil
 }
 
+// write makes a copy for which there is a reservation, in one step, and only of an index whose header can be read.
 func (s *IndexStore) write(info copyInfo, data io.Reader) error {
-	if err := writeCopy(s.name(info.id), info, data); err != nil {
+	name := s.name(info.id)
+	tmp := name + tmpSuffix
+	if err := writeCopy(tmp, info, data); err != nil {
 		return err
 	}
-	s.o.Metrics.made.Inc()
+	if err := checkCopy(tmp); err != nil {
+		if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrUnusable) {
+			s.mu.Lock()
+			s.refused[info.id] = time.Now().Add(refuseFor)
+			s.mu.Unlock()
+		}
+		return errors.Join(err, ignoreMissing(os.Remove(tmp)))
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.o.Metrics.bytes.Add(float64(info.fileSize() - s.sizes[info.id]))
+	if err := os.Rename(tmp, name); err != nil {
+		return errors.Join(err, ignoreMissing(os.Remove(tmp)))
+	}
+	s.o.Metrics.made.Inc()
+	s.leave(info.id)
 	s.sizes[info.id] = info.fileSize()
+	s.measure()
 	return nil
+}
+
+// checkCopy opens a copy that was just written, to see whether its header is right.
+func checkCopy(name string) error {
+	c, err := openCopy(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.checkSections(), c.close())
 }
 
 // open returns the bytes that go to the copy. They come from the bucket, whatever copy there is: the block may be closed meanwhile, and its
@@ -326,9 +381,10 @@ func (p planned) open(ctx context.Context) *indexStream {
 func (s *IndexStore) Adopt(dir string, m Meta) error {
 	_, sizes, size, ok := segmentNames(&m)
 	info := copyInfo{id: m.ULID, tag: sizesTag(append([]int64{size}, sizes...)), size: size}
-	if !ok || s.size(m.ULID) > 0 || info.fileSize() > s.o.Limit/wholeShare || s.used()+info.fileSize() > s.o.Limit {
+	if !ok || s.size(m.ULID) > 0 || info.fileSize() > s.o.Limit/wholeShare || !s.reserve(info, s.o.Limit) {
 		return nil
 	}
+	defer s.settle(m.ULID)
 	f, err := os.Open(filepath.Join(dir, IndexFilename))
 	if err != nil {
 		return fmt.Errorf("copy index of block %s: %w", m.ULID, err)

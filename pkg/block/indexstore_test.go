@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,6 +156,218 @@ func TestWrongIndexIsNotCopiedAgain(t *testing.T) {
 	require.Equal(t, in.dump(), dumpAll(t, b), "the bucket is asked, and was mended")
 }
 
+// TestRemovedCopiesCount: the bytes of a copy are free when the queries that use it are done, and not before, whatever becomes of its file.
+func TestRemovedCopiesCount(t *testing.T) {
+	bkt, m, in := segmented(t, func(*Meta) {})
+	store := openIndexes(t, t.TempDir(), 1<<30)
+	b := withCopies(t, bkt, m, store)
+	require.NoError(t, store.Update(t.Context(), []*Block{b}))
+	size := store.used()
+	require.Positive(t, size)
+	q, err := b.ChunkQuerier(0, 2*hour)
+	require.NoError(t, err)
+	set := q.Select(t.Context(), true, nil, everything)
+	require.True(t, set.Next())
+	require.NotEmpty(t, store.mapped)
+
+	store.o.Limit = size // for one without series
+	require.NoError(t, store.Update(t.Context(), []*Block{b}))
+	require.Empty(t, copyNames(t, store.o.Dir))
+	require.Equal(t, size, store.used(), "nothing takes the place of what is not free yet")
+	require.InDelta(t, size, testutil.ToFloat64(store.o.Metrics.bytes), 0)
+	rest, err := tryDump(set)
+	require.NoError(t, err)
+	require.Equal(t, in.dump()[1:], rest)
+	require.NoError(t, q.Close())
+	require.Zero(t, store.used())
+	require.Zero(t, testutil.ToFloat64(store.o.Metrics.bytes))
+
+	require.NoError(t, store.Update(t.Context(), []*Block{b}))
+	require.Positive(t, store.used())
+	require.Less(t, store.used(), size)
+	require.Equal(t, in.dump(), dumpAll(t, b))
+	require.NoError(t, b.Close())
+	require.Empty(t, store.mapped, "with the block go its pins")
+	require.Zero(t, store.leaving)
+}
+
+// TestCopiesStayWhileTheLimitMoves: what a disk has left goes up and down without copies being made and removed by turns.
+func TestCopiesStayWhileTheLimitMoves(t *testing.T) {
+	bkt, m, _ := segmented(t, func(*Meta) {})
+	store := openIndexes(t, t.TempDir(), 1<<30)
+	b := withCopies(t, bkt, m, store)
+	whole := copyInfo{size: b.r.size(indexFile)}.fileSize()
+	kind := func(limit int64) string {
+		switch plan := store.plan([]*Block{b}, limit); {
+		case len(plan) == 0:
+			return "none"
+		case plan[0].info.whole():
+			return "whole"
+		}
+		return "part"
+	}
+	const border = wholeShare
+	require.Equal(t, "whole", kind(border*whole))
+	require.Equal(t, "part", kind(border*whole-border))
+	require.NoError(t, store.Update(t.Context(), []*Block{b}))
+	require.Equal(t, "whole", kind(border*whole-border), "one that is there stays")
+	require.Equal(t, "part", kind((border-1)*whole-border))
+
+	store.o.Limit = whole
+	require.NoError(t, store.Update(t.Context(), []*Block{b}))
+	part := store.used()
+	require.Less(t, part, whole)
+	require.Equal(t, "part", kind(border*whole-border))
+	require.Equal(t, "part", kind(part))
+	require.Equal(t, "none", kind(part-1))
+	require.NoError(t, store.remove(m.ULID))
+	require.Equal(t, "none", kind(part))
+
+	store.o.Limit = 1 << 30
+	store.o.Room = func() (int64, bool) { return 1 << 20, true }
+	require.Equal(t, int64(1<<19), store.limit())
+}
+
+// TestBadTransfers: what came wrong is no copy, and does not keep queries from what is right in the bucket.
+func TestBadTransfers(t *testing.T) {
+	good, m, in := segmented(t, func(*Meta) {})
+	index := m.Thanos.Extensions.Millrace.Index
+	size := m.Thanos.Files[len(m.Thanos.Files)-2].SizeBytes
+	for name, c := range map[string]struct {
+		at     int64
+		copies int
+	}{
+		"version":               {4, 0},
+		"symbols":               {100, 0},
+		"series":                {index.Series + 100, 1},
+		"postings offset table": {index.PostingsTable + 30, 0},
+		"table of contents":     {size - 10, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			synctest.Test(t, func(t *testing.T) {
+				bkt := &flippedBucket{Bucket: good, at: c.at}
+				store := openIndexes(t, dir, 1<<30)
+				b := withCopies(t, bkt, m, store)
+				err := store.Update(t.Context(), []*Block{b})
+				require.Len(t, copyNames(t, dir), c.copies)
+				bkt.at = -1
+				if c.copies > 0 {
+					require.NoError(t, err)
+					q, err := b.ChunkQuerier(0, 2*hour)
+					require.NoError(t, err)
+					_, err = tryDump(q.Select(t.Context(), true, nil, everything))
+					require.ErrorIs(t, err, ErrCorrupt, "once, as with all that comes wrong")
+					require.NoError(t, q.Close())
+				} else {
+					require.Error(t, err)
+				}
+				require.Equal(t, in.dump(), dumpAll(t, b))
+				require.NoError(t, store.Update(t.Context(), []*Block{b}))
+				require.Empty(t, copyNames(t, dir))
+				time.Sleep(refuseFor)
+				require.NoError(t, store.Update(t.Context(), []*Block{b}))
+				require.Len(t, copyNames(t, dir), 1, "later, it is tried again")
+				require.Equal(t, in.dump(), dumpAll(t, b))
+			})
+		})
+	}
+}
+
+// flippedBucket answers with a wrong bit where objects are asked for whole.
+type flippedBucket struct {
+	objstore.Bucket
+	at int64 // below 0: none
+}
+
+func (b *flippedBucket) Get(ctx context.Context, name string) (io.ReadCloser, error) {
+	body, err := b.Bucket.Get(ctx, name)
+	if err != nil || b.at < 0 {
+		return body, err
+	}
+	defer body.Close()
+	raw, err := io.ReadAll(body)
+	if err != nil {
+		return nil, err
+	}
+	raw[b.at] ^= 0x80
+	return io.NopCloser(bytes.NewReader(raw)), nil
+}
+
+// TestHeaderOfAWrongCopy: a copy with a header that was wrong when it came, of an earlier version, does not make queries fail.
+func TestHeaderOfAWrongCopy(t *testing.T) {
+	bkt, m, in := segmented(t, func(*Meta) {})
+	body, err := bkt.Get(t.Context(), m.ULID.String()+"/"+IndexFilename)
+	require.NoError(t, err)
+	raw, err := io.ReadAll(body)
+	require.NoError(t, err)
+	raw[100] ^= 1
+	dir := t.TempDir()
+	b := withCopies(t, bkt, m, nil)
+	r := b.r.(*bucketReader)
+	require.NoError(t, writeCopy(filepath.Join(dir, m.ULID.String()), copyInfo{id: r.id, tag: r.tag, size: int64(len(raw))}, bytes.NewReader(raw)))
+	store := openIndexes(t, dir, 1<<30)
+	b = withCopies(t, bkt, m, store)
+	require.Equal(t, in.dump(), dumpAll(t, b))
+	require.Empty(t, copyNames(t, dir))
+}
+
+// TestViewsAreChecked: a view of a copy has what was asked for, and nothing that was not compared with a checksum.
+func TestViewsAreChecked(t *testing.T) {
+	index := make([]byte, 10*copyUnit+5)
+	for i := range index {
+		index[i] = byte(i * 7 / 3)
+	}
+	size := int64(len(index))
+	for _, info := range []copyInfo{{size: size}, {start: copyUnit + 100, end: 3*copyUnit + 7, size: size}} {
+		name := filepath.Join(t.TempDir(), "copy")
+		require.NoError(t, writeCopy(name, info, io.MultiReader(bytes.NewReader(index[:info.start]), bytes.NewReader(index[info.end:]))))
+		c, err := openCopy(name)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, c.close()) }()
+		rng := rand.New(rand.NewPCG(5, 5))
+		for range 200 {
+			var spans []span
+			held := true
+			for range 1 + rng.IntN(4) {
+				s := span{off: rng.Int64N(size)}
+				s.n = min(rng.Int64N(3*copyUnit), size-s.off)
+				spans = append(spans, s)
+				held = held && (info.whole() || s.end() <= info.start || s.off >= info.end)
+			}
+			v := c.view(t.Context(), spans)
+			require.Equal(t, held, v != nil, "%+v of %+v", spans, info)
+			if !held {
+				continue
+			}
+			for _, s := range spans {
+				if s.n > 0 {
+					require.Equal(t, index[s.off:s.end()], v.from(s.off)[:s.n:s.n], "%+v", s)
+				}
+			}
+			for _, r := range v.runs {
+				require.Equal(t, index[r.off:r.end()], r.data)
+				require.Len(t, r.data, cap(r.data))
+				require.True(t, len(r.data) == 0 || c.bytesGood(r))
+			}
+		}
+	}
+}
+
+// bytesGood says whether the checksums of a run have been compared.
+func (c *indexCopy) bytesGood(r run) bool {
+	at := r.off
+	if !c.whole() && at >= c.end {
+		at -= c.end - c.start
+	}
+	for i := at / copyUnit; i*copyUnit < at+int64(len(r.data)); i++ {
+		if !c.good[i].Load() {
+			return false
+		}
+	}
+	return true
+}
+
 // TestCopyingOutlivesTheBlock: a copy without series is made in the place of a whole one, also of a block that is closed meanwhile.
 func TestCopyingOutlivesTheBlock(t *testing.T) {
 	bkt, m, _ := segmented(t, func(*Meta) {})
@@ -165,7 +379,7 @@ func TestCopyingOutlivesTheBlock(t *testing.T) {
 	require.NoError(t, store.Update(t.Context(), []*Block{b}))
 	require.NoError(t, b.Preload(t.Context()))
 	store.o.Limit = store.used()
-	plan := store.plan([]*Block{b})
+	plan := store.plan([]*Block{b}, store.limit())
 	require.Len(t, plan, 1)
 	require.False(t, plan[0].info.whole())
 	data := plan[0].open(t.Context())
@@ -325,6 +539,10 @@ func TestCopiesWhileQueried(t *testing.T) {
 	want := in.dump()
 	dir := t.TempDir()
 	store := openIndexes(t, dir, 1<<30)
+	var limit atomic.Int64
+	limit.Store(1 << 30)
+	store.o.Room = func() (int64, bool) { return 2*limit.Load() - store.used(), true }
+	sizes := []int64{1 << 30, m.Thanos.Files[len(m.Thanos.Files)-2].SizeBytes} // for a whole one, and one without series
 	var wg sync.WaitGroup
 	for range 4 {
 		cache := NewCache(0, nil)
@@ -348,11 +566,12 @@ func TestCopiesWhileQueried(t *testing.T) {
 			}
 		})
 		wg.Go(func() { // does not know when the block ends
-			for i := range 5 {
+			for i := range 6 {
 				blocks := []*Block{b}
-				if i%2 == 1 {
+				if i%3 == 1 {
 					blocks = nil
 				}
+				limit.Store(sizes[i/2%2])
 				if err := store.Update(t.Context(), blocks); err != nil {
 					t.Error(err)
 				}
@@ -366,6 +585,8 @@ func TestCopiesWhileQueried(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	require.Empty(t, store.mapped)
+	require.Zero(t, store.leaving)
 }
 
 func FuzzCopy(f *testing.F) {

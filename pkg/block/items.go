@@ -101,10 +101,14 @@ func (l *items) content(i int) ([]byte, error) {
 	return b, err
 }
 
-// forget drops from the cache all that was loaded, and what came by the same requests: a whole answer may have been wrong.
+// forget drops from the cache, or the local disk, all that was loaded, and what came by the same requests: a whole answer may have been wrong.
 func (l *items) forget() {
 	for _, v := range []*view{l.first, l.second} {
 		if v == nil || len(v.runs) == 0 {
+			continue
+		}
+		if v.copy != nil {
+			v.copy.store.refuse(v.copy, ErrCorrupt)
 			continue
 		}
 		last := v.runs[len(v.runs)-1]

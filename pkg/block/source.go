@@ -40,9 +40,9 @@ type rangeReader interface {
 	loadOnce(ctx context.Context, file int, s span) ([]byte, error)
 	// open opens another file of the block to be read from its beginning, also after close.
 	open(ctx context.Context, name string) (io.ReadCloser, error)
-	// forget drops a span that turned out to be damaged from the cache.
+	// forget drops a span that turned out to be damaged from the cache. Views of local copies are refused instead.
 	forget(file int, s span)
-	// mapped says that loadOnce makes no request and no copy of that file's bytes.
+	// mapped says that loadOnce makes neither a request nor a copy of that file's bytes.
 	mapped(file int) bool
 	// stable says that the bytes of views stay valid, at no cost, until the reader is closed.
 	stable() bool
@@ -52,14 +52,17 @@ type rangeReader interface {
 // view holds loaded bytes of a file. Released, it must not be used any more.
 type view struct {
 	ctx   context.Context
-	runs  []run // sorted, disjoint
-	bytes int64 // charged
+	runs  []run      // sorted, disjoint
+	bytes int64      // charged
+	copy  *indexCopy // pinned, where the runs are of one
 }
 
 type run struct {
 	off  int64
 	data []byte
 }
+
+func (r run) end() int64 { return r.off + int64(len(r.data)) }
 
 // from returns the loaded bytes from off on, up to the end of what is loaded contiguously.
 func (v *view) from(off int64) []byte {
@@ -83,7 +86,10 @@ func (v *view) release() {
 		return
 	}
 	discharge(v.ctx, v.bytes)
-	v.bytes, v.runs = 0, nil
+	if v.copy != nil {
+		v.copy.unpin()
+	}
+	v.bytes, v.runs, v.copy = 0, nil, nil
 }
 
 // checkSpans refuses what lies outside of a file, so that nothing is allocated for it.
