@@ -15,8 +15,16 @@
 // of block.Compare wins: for blocks of one level, the one with the higher id. What has been compacted together with a server's own
 // blocks takes their place in that order, and wins over what is imported later.
 //
-// Memory does not grow with the number of samples: blocks are streamed, and what comes in another order than blocks need is
-// sorted in parts that go to a scratch folder. An import keeps a lock on that folder, and clears it when it begins and ends.
+// Once series were passed over because of limits, the limits belong to the key, too: with higher ones the source is imported again,
+// which changes nothing about the samples that are there.
+//
+// A deletion hides what was imported before it. A block lists those that were there when its import began as applied. What a failed
+// import has uploaded of a block is never removed here, as another import of the same source may be making the same block.
+//
+// Blocks are streamed, and what comes in another order than blocks need is sorted in parts that go to a scratch folder: of a text,
+// memoryLimit bytes at once. A day is then merged from as many parts as have samples of it, each with a buffer of 256 kB and the names and
+// values of its labels: all of the text's parts where it has one series after the other over many days. In this, memory grows with
+// the size of a text. An import keeps a lock on that folder, and clears it when it begins and ends.
 //
 // Concurrency: an Importer belongs to one goroutine. Progress may be read by any; its lock is a leaf.
 package migrate

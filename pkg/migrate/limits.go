@@ -35,6 +35,13 @@ func (im *Importer) checkLabels(lset labels.Labels) error {
 	})
 }
 
+// limited identifies what the limits let pass of a source of which they do not let pass everything: under higher limits, the source
+// is to be imported again.
+func (im *Importer) limited(source identity) identity {
+	l := &im.o.Limits
+	return identify("within limits", string(source[:]), fmt.Sprint(l.MaxLabels), fmt.Sprint(l.MaxLabelName), fmt.Sprint(l.MaxLabelValue))
+}
+
 // accept tells whether a series is to be imported; where it may not be passed over, an error says why not.
 func (im *Importer) accept(lset labels.Labels) (bool, error) {
 	err := im.checkLabels(lset)

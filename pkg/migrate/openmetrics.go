@@ -50,7 +50,7 @@ func (im *Importer) OpenMetrics(ctx context.Context, r io.Reader, name string, s
 	total := uint64(0)
 	var parts []part
 	for day, sections := range t.days {
-		p := part{source: source, name: name, span: span{day.to, day.from}}
+		p := part{source: source, partial: t.partial, name: name, span: span{day.to, day.from}}
 		for _, sec := range sections {
 			p.span.from, p.span.to = min(p.span.from, sec.span.from), max(p.span.to, sec.span.to)
 			p.samples += float64(sec.samples)
@@ -87,6 +87,7 @@ type text struct {
 	run      *run
 	days     map[span][]*section
 	families block.Families
+	partial  bool // series were passed over
 
 	line   int              // number of the line that is being parsed
 	family model.MetricType // type of the family to which the lines belong
@@ -258,6 +259,7 @@ func (t *text) sample(p textparse.Parser) error {
 		if ok {
 			s = t.run.series(lset)
 		} else {
+			t.partial = true
 			t.im.summary.InvalidSeries++
 		}
 		t.run.remember(raw, s)

@@ -162,6 +162,61 @@ func TestOpenMetricsPassesOverInvalidSeries(t *testing.T) {
 	require.EqualValues(t, 1, s.Samples)
 }
 
+// What an import passes over is imported by a later one with higher limits; with the same ones there is nothing left to do.
+func TestWhatWasPassedOverCanStillBeImported(t *testing.T) {
+	db := newDB(t)
+	app := db.Appender(t.Context())
+	text := ""
+	for _, value := range []string{"fine", strings.Repeat("x", 5000)} {
+		_, err := app.Append(0, labels.FromStrings("__name__", "m", "l", value), begin, 1)
+		require.NoError(t, err)
+		text += fmt.Sprintf("m{l=%q} 1 %d\n", value, begin/1000)
+	}
+	require.NoError(t, app.Commit())
+	dir := t.TempDir()
+	require.NoError(t, db.Snapshot(dir, true))
+	url := promServer{}.start(t, db)
+	for name, do := range map[string]func(context.Context, *Importer) error{
+		"blocks":      blocksOf(dir),
+		"text":        textOf(text + "# EOF\n"),
+		"remote read": readFrom(RemoteRead{URL: url}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			bkt := objstore.NewInMemBucket()
+			run := func(longest int, skip bool) (Summary, error) {
+				return importInto(t, bkt, func(o *Options) {
+					between(begin, begin+hour)(o)
+					o.Limits.MaxLabelValue, o.SkipInvalid = longest, skip
+				}, do)
+			}
+			for _, row := range []struct {
+				longest             int
+				blocks, skipped, is int
+			}{
+				{10, 1, 1, 1},
+				{10, 0, -1, 1},
+				{20, 1, 1, 1},
+				{10000, 1, 0, 2},
+				{10000, 0, 0, 2},
+				{30, 0, -1, 2},
+			} {
+				s, err := run(row.longest, true)
+				require.NoError(t, err)
+				require.Equal(t, row.blocks, s.Blocks, "%+v", row)
+				if row.skipped >= 0 {
+					require.Equal(t, row.skipped, s.InvalidSeries, "%+v", row)
+				}
+				require.Len(t, floatsOf(t, bkt), row.is, "%+v", row)
+			}
+			compact(t, bkt)
+			require.Len(t, floatsOf(t, bkt), 2)
+			s, err := run(10000, false)
+			require.NoError(t, err)
+			require.Zero(t, s.Blocks)
+		})
+	}
+}
+
 func TestOpenMetricsKeepsWhatIsKnownOfFamilies(t *testing.T) {
 	bkt := objstore.NewInMemBucket()
 	_, err := importInto(t, bkt, nil, textOf("# TYPE a_seconds counter\n# UNIT a_seconds seconds\n# HELP a_seconds time \\\\ spent\na_seconds_total 1 1\n# EOF\n"))

@@ -27,6 +27,7 @@ const (
 // part is what one source has to say about a day or less.
 type part struct {
 	source  identity
+	partial bool   // series were passed over
 	name    string // for errors
 	span    span   // of its samples
 	samples float64
@@ -43,26 +44,47 @@ type output struct {
 	spans  []span // of the keys
 }
 
-// missing tells whether the bucket does not have yet what a source says about the window w. The key is that of the part of w
-// which is imported at all; without such there is nothing missing.
-func (im *Importer) missing(source identity, of, w span) (key ulid.ULID, missing bool) {
+// state is what is known of what a source says about a window.
+type state int
+
+const (
+	outside state = iota // nothing of it is imported
+	present              // the bucket has it
+	missing
+)
+
+// state tells whether the bucket has what a source says about the window w, as far as that is imported at all. With
+// Options.SkipInvalid, what the same limits let pass is enough.
+func (im *Importer) state(source identity, of, w span) state {
 	w = w.clip(im.bounds)
-	if !w.overlaps(of) {
-		return ulid.ULID{}, false
+	switch {
+	case !w.overlaps(of):
+		return outside
+	case im.known[im.keys.of(source, w)], im.o.SkipInvalid && im.known[im.keys.of(im.limited(source), w)]:
+		return present
 	}
-	key = im.keys.of(source, w)
-	return key, !im.known[key]
+	return missing
+}
+
+// key is that of what p says about the window w.
+func (im *Importer) key(p part, w span) ulid.ULID {
+	source := p.source
+	if p.partial {
+		source = im.limited(source)
+	}
+	return im.keys.of(source, w.clip(im.bounds))
 }
 
 // missingWindows are the 2 h windows of s of which something is missing. It counts the others.
 func (im *Importer) missingWindows(source identity, of, s span) []span {
 	var out []span
 	for _, w := range s.windows() {
-		switch key, missing := im.missing(source, of, w); {
+		switch im.state(source, of, w) {
 		case missing:
 			out = append(out, w)
-		case key != (ulid.ULID{}):
+		case present:
 			im.summary.Windows++
+		case outside:
 		}
 	}
 	return out
@@ -77,13 +99,13 @@ func (im *Importer) write(ctx context.Context, s span, parts []part) error {
 	for _, w := range s.windows() {
 		o := output{window: w, level: 1}
 		for _, p := range parts {
-			key, missing := im.missing(p.source, p.span, w)
-			switch {
+			switch im.state(p.source, p.span, w) {
 			case missing:
-				o.add(p, key, p.span.clip(w).clip(im.bounds))
+				o.add(p, im.key(p, w), p.span.clip(w).clip(im.bounds))
 				samples += p.samples * p.span.share(w)
-			case key != (ulid.ULID{}):
+			case present:
 				whole = false
+			case outside:
 			}
 		}
 		if len(o.keys) > 0 {

@@ -63,6 +63,8 @@ type promBlock struct {
 	source identity
 	span   span
 	open   *tsdb.Block
+
+	partial bool // it has series that are passed over
 }
 
 func (s *promBlock) close() {
@@ -201,6 +203,7 @@ func (im *Importer) checkSeries(ctx context.Context, s *promBlock) (err error) {
 			return err
 		}
 		if !ok {
+			s.partial = true
 			im.summary.InvalidSeries++
 		}
 	}
@@ -222,7 +225,7 @@ func (im *Importer) day(ctx context.Context, day span, sources []*promBlock) err
 			return err
 		}
 		parts = append(parts, part{
-			source: s.source, name: "block " + s.dir, span: s.span.clip(day), inputs: []block.Input{in},
+			source: s.source, partial: s.partial, name: "block " + s.dir, span: s.span.clip(day), inputs: []block.Input{in},
 			samples: float64(s.meta.Stats.NumSamples) * s.span.share(day), bytes: int64(float64(in.block.Size()) * s.span.share(day)),
 		})
 	}

@@ -192,7 +192,7 @@ func (f *reader) day(ctx context.Context, s span) error {
 
 // write makes blocks of what was read of s. With more, the spool also has something of what follows.
 func (f *reader) write(ctx context.Context, s span, more bool) error {
-	p := part{source: f.source, name: f.r.name(), span: s.clip(f.im.bounds), samples: float64(f.samples)}
+	p := part{source: f.source, partial: len(f.invalid) > 0, name: f.r.name(), span: s.clip(f.im.bounds), samples: float64(f.samples)}
 	for _, sec := range f.sections {
 		p.bytes += sec.n
 		p.inputs = append(p.inputs, &spooled{f: f.spool.f, sec: sec})
