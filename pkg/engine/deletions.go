@@ -284,7 +284,7 @@ func (e *Engine) localSources() []tombstone.Stored {
 		out = append(out, g.stored)
 	}
 	for _, b := range e.local {
-		out = append(out, b.meta.Stored())
+		out = append(out, b.source.stored())
 	}
 	return out
 }
@@ -293,6 +293,7 @@ func (e *Engine) localSources() []tombstone.Stored {
 func (e *Engine) storedGeneration(number uint64) tombstone.Stored {
 	return tombstone.Stored{
 		Writer: e.cfg.Storage.externalLabels(), MinTime: minTime, MaxTime: maxTime, MinGeneration: number, MaxGeneration: number,
+		Instance: e.instance(),
 	}
 }
 
@@ -325,6 +326,10 @@ func (e *Engine) DeleteSeries(ctx context.Context, d Deletion) error {
 		return err
 	}
 	defer e.wg.Done()
+	claimed, err := e.numberHeld(ctx)
+	if err != nil {
+		return unavailable(err.Error(), refusedFor)
+	}
 	e.deleting.Lock()
 	defer e.deleting.Unlock()
 	if err := ctx.Err(); err != nil {
@@ -332,6 +337,9 @@ func (e *Engine) DeleteSeries(ctx context.Context, d Deletion) error {
 	}
 	if err := e.refusal.Load(); err != nil {
 		return unavailable((*err).Error(), refusedFor) // the order of what is accepted is another writer's
+	}
+	if now, err := e.data.claim.Held(); err == nil && now != claimed {
+		return unavailable("this server has just become the bucket's writer", refusedFor)
 	}
 	known := e.data.deletions.all()
 	if limit := e.cfg.Storage.MaxTombstones; len(known) >= limit {
@@ -345,6 +353,7 @@ func (e *Engine) DeleteSeries(ctx context.Context, d Deletion) error {
 	if err != nil {
 		return err
 	}
+	t.Instance = e.instance()
 	if slices.ContainsFunc(known, t.Same) {
 		return nil // nothing was accepted since
 	}

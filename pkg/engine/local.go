@@ -23,7 +23,10 @@ import (
 
 const (
 	// goneSuffix marks folders that are being written or removed; a start clears them.
-	goneSuffix     = ".tmp"
+	goneSuffix = ".tmp"
+	// uploadedFile in a block's folder says that the block is in the bucket, and the folder only there for its last readers. After a crash it must not be
+	// taken for one that waits: it would get a number above what was accepted later.
+	uploadedFile   = "uploaded"
 	uploadInterval = 10 * time.Second
 	maxBackoff     = time.Minute
 )
@@ -38,7 +41,7 @@ type localBlock struct {
 	uploaded atomic.Bool // the folder goes with the last reader
 }
 
-func openLocalBlock(dir string) (*localBlock, error) {
+func (e *Engine) openLocalBlock(dir string) (*localBlock, error) {
 	b, err := block.OpenLocal(dir)
 	if err != nil {
 		return nil, err
@@ -47,8 +50,12 @@ func openLocalBlock(dir string) (*localBlock, error) {
 	if err := complete(dir, m); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
-	return &localBlock{Block: b, meta: m, dir: dir, size: dirSize(dir), source: &blockSource{Block: b, meta: m, layer: serving.Speed}}, nil
+	s := &blockSource{Block: b, meta: m, layer: serving.Speed, instance: e.instance()}
+	return &localBlock{Block: b, meta: m, dir: dir, size: dirSize(dir), source: s}, nil
 }
+
+// instance names the data path.
+func (e *Engine) instance() string { return e.data.claim.Status().Instance }
 
 func (b *localBlock) entry() serving.Entry {
 	return serving.Entry{Source: b.source, Release: b.release}
@@ -60,11 +67,17 @@ func (b *localBlock) release() {
 	if !b.uploaded.Load() {
 		return
 	}
-	// In one step, as half a block would be found at the next start.
-	gone := b.dir + goneSuffix
-	if os.Rename(b.dir, gone) == nil {
-		_ = os.RemoveAll(gone)
+	// What stays of it, the next start removes.
+	_ = removeBlock(b.dir)
+}
+
+// removeBlock removes a block's folder. It goes in one step, as half a block would be found at the next start.
+func removeBlock(dir string) error {
+	gone := dir + goneSuffix
+	if err := os.Rename(dir, gone); err != nil {
+		return err
 	}
+	return os.RemoveAll(gone)
 }
 
 // complete checks that a block has all its files, whole.
@@ -86,6 +99,8 @@ type blockSource struct {
 	*block.Block
 	meta  block.Meta
 	layer serving.Layer
+	// instance is the data path in which the block waits for its upload, empty for one in the bucket.
+	instance string
 	// foreign shows the block of another writer under that one's external labels, or the same series of both would be taken for one. It is nil for one's own.
 	foreign *serving.Queryable
 }
@@ -97,7 +112,13 @@ func (s *blockSource) MaxTime() int64                { return s.meta.MaxTime - 1
 
 // DeletedBy implements serving.Source.
 func (s *blockSource) DeletedBy(t *tombstone.Tombstone) tombstone.Effect {
-	return t.On(s.meta.Stored())
+	return t.On(s.stored())
+}
+
+func (s *blockSource) stored() tombstone.Stored {
+	stored := s.meta.Stored()
+	stored.Instance = s.instance
+	return stored
 }
 
 func (s *blockSource) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error) {
@@ -132,7 +153,13 @@ func (e *Engine) openLocalBlocks(logs []uint64) error {
 			}
 			continue
 		}
-		b, err := openLocalBlock(path)
+		if _, err := os.Stat(filepath.Join(path, uploadedFile)); err == nil {
+			if err := removeBlock(path); err != nil {
+				e.logger.Warn("a local block that is in the bucket cannot be removed", "block", entry.Name(), "err", err)
+			}
+			continue
+		}
+		b, err := e.openLocalBlock(path)
 		if err != nil {
 			e.logger.Error("a local block cannot be opened and is moved aside", "block", entry.Name(), "err", err)
 			if err := e.quarantine(path, err); err != nil {
@@ -254,23 +281,46 @@ func (e *Engine) firstLocal() *localBlock {
 	return e.local[0]
 }
 
-// moveToBucket lets the bucket's copy take the place of the local one in one step; the folder goes when its last reader has left.
+// moveToBucket lets the bucket's copy take the place of the local one in one step; the folder goes when its last reader has left. What the block is the
+// bucket tells, in which it may have been before.
 func (e *Engine) moveToBucket(ctx context.Context, b *localBlock) error {
 	e.adoptIndex(b)
-	src, err := e.openBucketBlock(ctx, b.meta)
+	src, err := e.openUploaded(ctx, b.meta.ULID)
 	if err != nil {
 		return fmt.Errorf("open uploaded block %s: %w", b.meta.ULID, err)
 	}
-	e.data.synced.came(b.meta)
-	if err := e.saveListing(); err != nil {
+	e.data.synced.came(src.meta)
+	err = e.saveListing()
+	if err == nil {
+		err = b.markUploaded()
+	}
+	if err != nil {
 		_ = src.Close()
 		return fmt.Errorf("remember uploaded block %s: %w", b.meta.ULID, err)
 	}
-	b.uploaded.Store(true)
 	e.data.synced.uploaded(e.set, src, b.source)
 	e.mu.Lock()
 	e.local = without(e.local, b)
 	e.mu.Unlock()
 	e.measureDisk()
+	return nil
+}
+
+// openUploaded makes a source of a block of the bucket, with its meta.json as it is there.
+func (e *Engine) openUploaded(ctx context.Context, id ulid.ULID) (*blockSource, error) {
+	b, err := block.OpenBucket(ctx, e.data.bucket, id, nil)
+	if err != nil {
+		return nil, err
+	}
+	src, err := e.openBucketBlock(ctx, b.Meta())
+	return src, errors.Join(err, b.Close())
+}
+
+// markUploaded makes the folder one that goes with the block's last reader, or at the next start.
+func (b *localBlock) markUploaded() error {
+	if err := writeFile(filepath.Join(b.dir, uploadedFile), nil); err != nil {
+		return err
+	}
+	b.uploaded.Store(true)
 	return nil
 }

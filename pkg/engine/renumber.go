@@ -26,12 +26,17 @@ func (e *Engine) numberAbove(ctx context.Context, claimed uint64) error {
 	if e.data.numbered == claimed {
 		return nil
 	}
-	listed, err := e.data.lister.List(ctx)
+	listed, deleted, err := e.listBucket(ctx)
 	if err != nil {
 		return fmt.Errorf("compare the numbers of generations with the bucket's: %w", err)
 	}
+	if err := e.dropUploaded(ctx, listed); err != nil {
+		return fmt.Errorf("let go of local blocks that are in the bucket: %w", err)
+	}
 	highest, ids := e.highestOf(listed)
-	if e.collides(highest, ids) {
+	others, all := e.highestDeleted(deleted)
+	if e.collides(highest, others, ids) {
+		highest = max(highest, all)
 		if err := e.renumber(ctx, highest); err != nil {
 			return fmt.Errorf("give generations numbers above %d, which is in the bucket: %w", highest, err)
 		}
@@ -58,14 +63,96 @@ func (e *Engine) highestOf(listed map[ulid.ULID]block.Listed) (highest uint64, i
 	return highest, ids
 }
 
-// collides tells whether the oldest of what waits has a number that is not above the highest one in the bucket. Only where a part of that generation was
-// uploaded before is it the same.
-func (e *Engine) collides(highest uint64, inBucket []ulid.ULID) bool {
+// highestDeleted returns the highest number of a generation with our labels that a tombstone concerns, of those that others asked for and of all.
+// A writer may end between the upload of a tombstone and that of the blocks which are older.
+func (e *Engine) highestDeleted(inBucket []*tombstone.Tombstone) (others, all uint64) {
+	own, instance := e.cfg.Storage.externalLabels(), e.instance()
+	for _, t := range slices.Concat(inBucket, e.data.deletions.all()) {
+		if !maps.Equal(t.Writer, own) {
+			continue
+		}
+		all = max(all, t.Generation)
+		if t.Elsewhere(instance) {
+			others = max(others, t.Generation)
+		}
+	}
+	return others, all
+}
+
+// dropUploaded lets go of local blocks that the bucket has, as itself or in what was made of it: a process that was killed before its queries had
+// ended has left them. They are not what waits.
+func (e *Engine) dropUploaded(ctx context.Context, listed map[ulid.ULID]block.Listed) error {
+	replaced := map[ulid.ULID]bool{}
+	for _, l := range listed {
+		for _, id := range l.Meta.Replaces() {
+			replaced[id] = true
+		}
+		if l.Meta.Level() > 0 {
+			masters, _ := l.Meta.Masters()
+			for _, id := range masters {
+				replaced[id] = true
+			}
+		}
+	}
+	if !slices.ContainsFunc(slices.Collect(maps.Keys(e.localIDs())), func(id ulid.ULID) bool {
+		_, there := listed[id]
+		return there || replaced[id]
+	}) {
+		return nil
+	}
+	e.uploads.Lock()
+	defer e.uploads.Unlock()
+	e.mu.Lock()
+	local := slices.Clone(e.local)
+	e.mu.Unlock()
+	var gone []*localBlock
+	for _, b := range local {
+		_, there := listed[b.meta.ULID]
+		switch {
+		case replaced[b.meta.ULID]:
+			gone = append(gone, b)
+		case there:
+			if err := e.moveToBucket(ctx, b); err != nil {
+				return err
+			}
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	if err := e.syncBucket(ctx); err != nil { // what was made of them must be seen before
+		return err
+	}
+	for _, b := range gone {
+		if err := b.markUploaded(); err != nil {
+			return fmt.Errorf("block %s: %w", b.meta.ULID, err)
+		}
+		e.set.Replace([]serving.Source{b.source}, nil)
+		e.mu.Lock()
+		e.local = without(e.local, b)
+		e.mu.Unlock()
+	}
+	e.measureDisk()
+	return nil
+}
+
+// numberHeld is numberAbove where the claim is ours, the number of which it returns. While it is not, what is accepted is not compared yet.
+func (e *Engine) numberHeld(ctx context.Context) (claimed uint64, err error) {
+	claimed, notHeld := e.data.claim.Held()
+	if notHeld != nil {
+		return claimed, nil
+	}
+	return claimed, e.numberAbove(ctx, claimed)
+}
+
+// collides tells whether the oldest of what waits has a number that is not above the highest one in the bucket, or of others' deletions. Only where a part
+// of that generation was uploaded before is it the same.
+func (e *Engine) collides(highest, deleted uint64, inBucket []ulid.ULID) bool {
 	lowest, id := e.oldestWaiting()
-	if lowest == 0 || highest < lowest {
+	if lowest == 0 || highest < lowest && deleted < lowest {
 		return false
 	}
-	if highest > lowest || len(inBucket) == 0 {
+	if highest > lowest || deleted >= lowest || len(inBucket) == 0 {
 		return true
 	}
 	return slices.ContainsFunc(inBucket, func(other ulid.ULID) bool { return !sameGeneration(id, other) })
@@ -93,6 +180,8 @@ func (e *Engine) oldestWaiting() (number uint64, id ulid.ULID) {
 func (e *Engine) renumber(ctx context.Context, highest uint64) error {
 	e.deleting.Lock() // or a deletion would be of numbers that are none any more
 	defer e.deleting.Unlock()
+	// Or one of our own deletions would concern what was accepted after it.
+	highest = max(highest, e.data.deletions.highest(e.cfg.Storage.externalLabels()))
 	e.rotating.Lock()
 	last := e.reserveNumbers(highest)
 	e.rotating.Unlock()
@@ -155,7 +244,7 @@ func (e *Engine) renumberBlock(b *localBlock, number uint64) error {
 	extension := *m.Thanos.Extensions.Millrace
 	extension.Generations = block.Generations{Min: number, Max: number}
 	for _, t := range e.data.deletions.all() {
-		if t.On(m.Stored()) == tombstone.Whole && t.Generation < number {
+		if t.On(b.source.stored()) == tombstone.Whole && t.Generation < number {
 			extension.Deleted = append(extension.Deleted, t.ID)
 		}
 	}
@@ -167,7 +256,7 @@ func (e *Engine) renumberBlock(b *localBlock, number uint64) error {
 	if err := writeFile(filepath.Join(b.dir, block.MetaFilename), raw); err != nil {
 		return fmt.Errorf("block %s: %w", m.ULID, err)
 	}
-	again, err := openLocalBlock(b.dir)
+	again, err := e.openLocalBlock(b.dir)
 	if err != nil {
 		return err
 	}

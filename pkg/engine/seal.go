@@ -197,7 +197,7 @@ func (e *Engine) writeBlock(ctx context.Context, g *generation, w window) (*loca
 	dir := filepath.Join(e.data.path, blocksDir)
 	path := filepath.Join(dir, w.id.String())
 	// An attempt before this one, or before a crash, may have written the block: a sealed generation always becomes the same.
-	if b, err := openLocalBlock(path); err == nil {
+	if b, err := e.openLocalBlock(path); err == nil {
 		return b, nil
 	}
 	if err := os.RemoveAll(path); err != nil {
@@ -210,7 +210,7 @@ func (e *Engine) writeBlock(ctx context.Context, g *generation, w window) (*loca
 	if _, err := block.Write(ctx, dir, m, []block.Input{describedGeneration{g.mem, e.metadata}}, block.WriteOptions{Encode: merge.EncodeOptions{StartTimestamps: e.cfg.Storage.StartTimestamps}}); err != nil {
 		return nil, err
 	}
-	return openLocalBlock(path)
+	return e.openLocalBlock(path)
 }
 
 func closeAll(blocks []*localBlock) {

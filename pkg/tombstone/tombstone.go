@@ -49,6 +49,9 @@ type Tombstone struct {
 	Answered map[string]string `json:"answered,omitempty"`
 	// Created is when the deletion was asked for, in milliseconds since 1970. It tells what is older only where there is no generation.
 	Created int64 `json:"created"`
+	// Instance names the data path in which the deletion was asked for: that of a writer which counts the generations that wait for their upload
+	// by itself.
+	Instance string `json:"instance,omitempty"`
 }
 
 // Selector is matchers that must all match.
@@ -182,6 +185,14 @@ type Stored struct {
 	Applied []ulid.ULID
 	// Deleted are tombstones that concern all of the source whatever the numbers of its generations, which are not those that it had then.
 	Deleted []ulid.ULID
+	// Instance is the data path in which the source waits for its upload; empty for what is in the bucket. Another one's tombstones do not concern
+	// it: their numbers are not of its sequence, and it will get higher ones.
+	Instance string
+}
+
+// Elsewhere says whether the deletion was asked for in another data path than the given one.
+func (t *Tombstone) Elsewhere(instance string) bool {
+	return t.Instance != "" && t.Instance != instance
 }
 
 // On decides what the tombstone does to a source.
@@ -191,6 +202,8 @@ func (t *Tombstone) On(s Stored) Effect {
 		return None
 	case slices.Contains(s.Deleted, t.ID):
 		return Whole
+	case s.Instance != "" && t.Elsewhere(s.Instance):
+		return None
 	case s.MinGeneration > t.Generation || !maps.Equal(t.Writer, s.Writer):
 		return None
 	case s.MaxGeneration == 0 && s.Made > t.Created:
