@@ -294,8 +294,8 @@ func (e *Engine) uploadedUpTo(map[string]string) (uint64, bool) {
 	if len(e.generations) > 0 {
 		lowest = e.generations[0].Number
 	}
-	if len(e.local) > 0 {
-		from, _ := e.local[0].meta.Generations()
+	if b := e.nextLocal(); b != nil {
+		from, _ := b.meta.Generations()
 		lowest = min(lowest, from)
 	}
 	return lowest - 1, lowest > 0

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -183,6 +184,7 @@ func (e *Engine) openLocalBlocks(logs []uint64) error {
 	e.mu.Lock()
 	e.local = blocks
 	e.mu.Unlock()
+	e.report("external labels", e.heldBack())
 	return nil
 }
 
@@ -275,10 +277,40 @@ func (e *Engine) uploadBlock(ctx context.Context, b *localBlock) error {
 func (e *Engine) firstLocal() *localBlock {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.local) == 0 {
+	return e.nextLocal()
+}
+
+// nextLocal returns the block that is to be uploaded next, nil if there is none. The caller holds mu.
+func (e *Engine) nextLocal() *localBlock {
+	for _, b := range e.local {
+		if e.mayUpload(b) {
+			return b
+		}
+	}
+	return nil
+}
+
+// mayUpload tells whether a block has the external labels that are claimed. One that was accepted before these were changed has not: under its own ones
+// another writer may have taken this one's place.
+func (e *Engine) mayUpload(b *localBlock) bool {
+	return maps.Equal(b.meta.Thanos.Labels, e.cfg.Storage.externalLabels())
+}
+
+// heldBack is the problem of blocks that may not be uploaded.
+func (e *Engine) heldBack() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n, external := 0, map[string]string(nil)
+	for _, b := range e.local {
+		if !e.mayUpload(b) {
+			n, external = n+1, b.meta.Thanos.Labels
+		}
+	}
+	if n == 0 {
 		return nil
 	}
-	return e.local[0]
+	return fmt.Errorf("%d blocks that were accepted under other external labels wait for their upload, which is only possible under these: start with those of %s until they are in the bucket",
+		n, labels.FromMap(external))
 }
 
 // moveToBucket lets the bucket's copy take the place of the local one in one step; the folder goes when its last reader has left. What the block is the

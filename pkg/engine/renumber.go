@@ -132,6 +132,7 @@ func (e *Engine) dropUploaded(ctx context.Context, listed map[ulid.ULID]block.Li
 		e.local = without(e.local, b)
 		e.mu.Unlock()
 	}
+	e.report("external labels", e.heldBack())
 	e.measureDisk()
 	return nil
 }
@@ -165,9 +166,9 @@ func sameGeneration(a, b ulid.ULID) bool { return [14]byte(a[:14]) == [14]byte(b
 func (e *Engine) oldestWaiting() (number uint64, id ulid.ULID) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.local) > 0 {
-		_, number = e.local[0].meta.Generations()
-		return number, e.local[0].meta.ULID
+	if b := e.nextLocal(); b != nil {
+		_, number = b.meta.Generations()
+		return number, b.meta.ULID
 	}
 	if len(e.generations) > 0 {
 		return e.generations[0].Number, e.generations[0].blockID(0)
@@ -196,7 +197,7 @@ func (e *Engine) renumber(ctx context.Context, highest uint64) error {
 	e.mu.Lock()
 	local := slices.DeleteFunc(slices.Clone(e.local), func(b *localBlock) bool {
 		_, number := b.meta.Generations()
-		return number > last
+		return number > last || !e.mayUpload(b)
 	})
 	e.mu.Unlock()
 	var numbers []uint64

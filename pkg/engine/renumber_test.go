@@ -149,3 +149,41 @@ func TestUploadedBlocksThatAKillLeft(t *testing.T) {
 		})
 	}
 }
+
+// Blocks from before a change of the external labels are not uploaded under the claim of the new ones: the old ones may be another writer's by now.
+func TestBlocksThatWaitWithOtherLabels(t *testing.T) {
+	bucket, path, c, now := t.TempDir(), t.TempDir(), &clock{}, time.Now().UnixMilli()
+	e := startEngine(t, c.sharing(t, bucket, path))
+	e.uploads.Lock()
+	write(t, e, "a", point{now, 1})
+	acceptedBlock(t, e)
+	waiting := e.localIDs()
+	e.cancel()
+	e.uploads.Unlock()
+	kill(t, e)
+
+	cfg := c.sharing(t, bucket, path)
+	cfg.Storage.ExternalLabels = map[string]string{"site": "x"}
+	e = startEngine(t, cfg)
+	require.Contains(t, problem(e, "external labels"), `1 blocks that were accepted under other external labels wait for their upload`)
+	write(t, e, "b", point{now, 2})
+	require.NoError(t, e.RunBatch(t.Context()))
+	listed, err := e.data.lister.List(t.Context())
+	require.NoError(t, err)
+	require.NotEmpty(t, listed)
+	for id, l := range listed {
+		require.Equal(t, cfg.Storage.ExternalLabels, l.Meta.Thanos.Labels, id)
+	}
+	require.Equal(t, waiting, e.localIDs())
+	require.Equal(t, []point{{now, 1}}, read(t, e, serving.Merged, "a", now, time.Hour))
+	uploaded, known := e.uploadedUpTo(nil)
+	require.True(t, known)
+	require.Equal(t, e.activeGeneration().Number-1, uploaded, "they do not keep others from being compacted")
+	stopEngine(t, e)
+
+	e = startEngine(t, c.sharing(t, bucket, path))
+	require.Empty(t, problem(e, "external labels"))
+	require.NoError(t, e.RunBatch(t.Context()))
+	require.Empty(t, e.localIDs())
+	require.Equal(t, []point{{now, 1}}, read(t, e, serving.Batch, "a", now, time.Hour))
+}

@@ -198,7 +198,10 @@ func (e *Engine) writeBlock(ctx context.Context, g *generation, w window) (*loca
 	path := filepath.Join(dir, w.id.String())
 	// An attempt before this one, or before a crash, may have written the block: a sealed generation always becomes the same.
 	if b, err := e.openLocalBlock(path); err == nil {
-		return b, nil
+		if e.mayUpload(b) {
+			return b, nil
+		}
+		_ = b.Close() // written before the external labels were changed, and not seen by a query yet
 	}
 	if err := os.RemoveAll(path); err != nil {
 		return nil, err
