@@ -76,30 +76,41 @@ type Job struct {
 }
 
 // RunBatchJob is RunBatch for callers that may not want to wait: then it returns while the work goes on, and what goes wrong with it shows in health and layers.
+// Two calls may then be answered with the same job, which began after both.
 func (e *Engine) RunBatchJob(ctx context.Context, wait bool) (Job, error) {
 	if err := e.enter(); err != nil {
 		return Job{}, err
 	}
 	defer e.wg.Done()
-	c := e.calls.begin(time.Now())
-	job := Job{ID: c.ID, State: string(batch.Done)}
 	if wait {
-		return job, e.call(ctx, c)
+		c := e.calls.begin(time.Now())
+		return Job{ID: c.ID, State: string(batch.Done)}, e.call(ctx, c)
 	}
-	job.State = string(batch.Running)
-	e.loop("batch", func(ctx context.Context) {
+	c, start := e.calls.join(time.Now())
+	if start {
+		e.loop("batch", e.workOnCalls)
+	}
+	return Job{ID: c.ID, State: string(batch.Running)}, nil
+}
+
+// workOnCalls works on the calls that nobody waits for until there are none. After a panic it goes on with the next one.
+func (e *Engine) workOnCalls(ctx context.Context) {
+	for c := e.calls.take(); c != nil; c = e.calls.take() {
 		if err := e.call(ctx, c); ctx.Err() == nil {
 			e.report("batch", err)
 		}
-	})
-	return job, nil
+	}
 }
 
 func (e *Engine) call(ctx context.Context, c *batch.JobStatus) error {
-	err := e.runBatch(ctx, func(text string) { e.calls.detail(c, text) })
-	e.calls.end(c, time.Now(), err)
+	err := errPanic
+	defer func() { e.calls.end(c, time.Now(), err) }()
+	err = e.runBatch(ctx, func(text string) { e.calls.detail(c, text) })
 	return err
 }
+
+// errPanic is how a call ended that did not come to its end.
+var errPanic = errors.New("it panicked; the log says where")
 
 func (c *Config) batchConfig() batch.Config {
 	b := c.Batch.Jobs()

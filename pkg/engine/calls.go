@@ -17,15 +17,45 @@ const callKind batch.Kind = "run"
 const callsKept = 100
 
 // calls are the calls for batch work, oldest first. The lock guards all that is in them.
+//
+// Those that nobody waits for are worked on one after the other, and at most one waits for its turn: whoever calls meanwhile wants nothing that it will
+// not do, and joins it.
 type calls struct {
-	mu  sync.Mutex
-	all []*batch.JobStatus
+	mu   sync.Mutex
+	all  []*batch.JobStatus
+	next *batch.JobStatus // waits for its turn
+	busy bool             // there is a goroutine that works on them
+}
+
+// join returns the call that waits for its turn, a new one if there is none, and whether a goroutine has to be started that works on it.
+func (c *calls) join(now time.Time) (s *batch.JobStatus, start bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.next == nil {
+		c.next = c.add(now)
+	}
+	start, c.busy = !c.busy, true
+	return c.next, start
+}
+
+// take returns the call whose turn it is; nil, and the goroutine has to end, if there is none.
+func (c *calls) take() *batch.JobStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.next
+	c.next, c.busy = nil, s != nil
+	return s
 }
 
 func (c *calls) begin(now time.Time) *batch.JobStatus {
-	s := &batch.JobStatus{ID: ulid.Make().String(), Kind: callKind, State: batch.Running, Started: now, Inputs: []ulid.ULID{}, Outputs: []ulid.ULID{}}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.add(now)
+}
+
+// add is called with the lock.
+func (c *calls) add(now time.Time) *batch.JobStatus {
+	s := &batch.JobStatus{ID: ulid.Make().String(), Kind: callKind, State: batch.Running, Started: now, Inputs: []ulid.ULID{}, Outputs: []ulid.ULID{}}
 	c.all = append(c.all, s)
 	for i := 0; len(c.all) > callsKept && i < len(c.all); {
 		if c.all[i].State == batch.Running {

@@ -69,3 +69,49 @@ func TestCallsAreForgottenOnlyAfterTheirEnd(t *testing.T) {
 	require.Len(t, all, callsKept)
 	require.Equal(t, first.ID, all[len(all)-1].ID)
 }
+
+// However often batch work is asked for, one call is at work and one waits.
+func TestCallsThatNobodyWaitsForAreJoined(t *testing.T) {
+	e := startEngine(t, testConfig(t, t.TempDir()))
+	write(t, e, "a", point{time.Now().UnixMilli(), 1})
+	e.flushing.Lock()
+	first, err := e.RunBatchJob(t.Context(), false)
+	require.NoError(t, err)
+	eventually(t, "the first is at work", func() bool { s, _ := jobOf(e, first.ID); return s.Detail != "" })
+	second, err := e.RunBatchJob(t.Context(), false)
+	require.NoError(t, err)
+	require.NotEqual(t, first.ID, second.ID, "the first does not bring what was written since to the bucket")
+	for range 3 * callsKept {
+		again, err := e.RunBatchJob(t.Context(), false)
+		require.NoError(t, err)
+		require.Equal(t, second, again)
+	}
+	e.flushing.Unlock()
+	eventually(t, "both end", func() bool {
+		a, _ := jobOf(e, first.ID)
+		b, _ := jobOf(e, second.ID)
+		return a.State == batch.Done && b.State == batch.Done
+	})
+	third, err := e.RunBatchJob(t.Context(), false)
+	require.NoError(t, err)
+	eventually(t, "a later one begins anew", func() bool { s, _ := jobOf(e, third.ID); return s.State == batch.Done })
+}
+
+// A panic ends a call; it is not repeated, and the next one is worked on.
+func TestACallThatPanics(t *testing.T) {
+	e := startEngine(t, testConfig(t, t.TempDir()))
+	runner := e.data.runner
+	e.data.runner = nil
+	job, err := e.RunBatchJob(t.Context(), false)
+	require.NoError(t, err)
+	eventually(t, "the call ends", func() bool {
+		all := e.calls.status()
+		return all[0].ID == job.ID && all[0].State == batch.Failed && all[0].Error == errPanic.Error()
+	})
+	e.data.runner = runner
+	next, start := e.calls.join(time.Now())
+	require.False(t, start, "there is a goroutine, which sleeps after a panic")
+	eventually(t, "the next one is worked on", func() bool { s, _ := jobOf(e, next.ID); return s.State == batch.Done })
+	s, _ := jobOf(e, job.ID)
+	require.Equal(t, batch.Failed, s.State)
+}

@@ -244,6 +244,9 @@ func (e *Engine) uploadOnce(ctx context.Context) error {
 		}
 		b := e.firstLocal()
 		if b == nil {
+			if e.data.cutOff.Load() && ctx.Err() == nil {
+				e.data.cutOff.Store(false) // all of it has arrived since
+			}
 			return nil
 		}
 		if err := e.uploadBlock(held, b); err != nil {

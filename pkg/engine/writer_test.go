@@ -42,6 +42,7 @@ func (c *clock) sharing(t *testing.T, bucket, path string) Config {
 // kill ends an engine without a word to the bucket, as a process that is killed does.
 func kill(t *testing.T, e *Engine) {
 	t.Helper()
+	e.cancel() // or a pass over what waits would find that all has arrived
 	e.data.cutOff.Store(true)
 	stopEngine(t, e)
 }
@@ -222,4 +223,16 @@ func TestADataPathWhoseNameCannotBeRead(t *testing.T) {
 			stopEngine(t, e)
 		})
 	}
+}
+
+// An upload that was cut off, as by a caller who hung up, is no reason to keep the claim any more when all has been uploaded since.
+func TestTheClaimIsGivenUpAfterAnUploadThatWasCutOffAndRepeated(t *testing.T) {
+	bucket := t.TempDir()
+	e := startEngine(t, folderConfig(t, t.TempDir(), bucket))
+	e.data.cutOff.Store(true)
+	write(t, e, "a", point{time.Now().UnixMilli(), 1})
+	require.NoError(t, e.RunBatch(t.Context()))
+	stopEngine(t, e)
+	next := startEngine(t, folderConfig(t, t.TempDir(), bucket))
+	require.Equal(t, claim.Held, next.Layers().Writer.State)
 }
