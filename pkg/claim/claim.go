@@ -11,7 +11,8 @@
 // renewal began before the first of them, and what it allowed had ended by the second. If A renews after that, A looks after it has
 // written, and so does B: one of them sees what the other wrote, as the store executes one after the other. B withdraws when A's object has changed; A has
 // lost when it sees B's. (A change that says that A has given up is none; nor is any of a predecessor, see below, whose last request may arrive
-// late.) This rests on clocks that run (their time of day is never compared), and on a store whose listing shows every write that
+// late.) This rests on clocks that run (that of one process is
+// never compared with another's; a machine that was suspended is told so by its time of day), and on a store whose listing shows every write that
 // has ended, as those of S3, GCS, Azure and of a folder do. On a store that promises less it is an attempt.
 //
 // Objects that were removed by hand are no claims any more: remove none while its writer runs.
@@ -77,6 +78,8 @@ type Options struct {
 	Times    Times
 	// Now is a clock that is not set back, time.Now if nil.
 	Now func() time.Time
+	// Wall is the time of day, time.Now if nil. Unlike Now it goes on while the machine is suspended.
+	Wall func() time.Time
 }
 
 // State is how a claim stands.
@@ -130,6 +133,7 @@ type Claimant struct {
 	mu       sync.Mutex
 	holding  bool
 	verified time.Time // when the latest renewal began
+	day      time.Time // the same by the time of day
 	holds    uint64    // how often the claim has become one's own
 	since    time.Time // by the time of day
 	state    State     // while it is not held
@@ -141,6 +145,9 @@ type Claimant struct {
 func New(o Options) *Claimant {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Wall == nil {
+		o.Wall = time.Now
 	}
 	return &Claimant{o: o, dir: folder(o.Labels), session: ulid.Make(), turn: make(chan struct{}, 1), seen: map[string]sight{}, state: Unknown}
 }
@@ -182,7 +189,7 @@ func (c *Claimant) leave() { <-c.turn }
 
 // renew writes the own object once more and then looks whether another has taken over.
 func (c *Claimant) renew(ctx context.Context) (lost bool, err error) {
-	began := c.o.Now()
+	began, day := c.o.Now(), c.timeOfDay()
 	c.own.Renewals++
 	c.own.Renewed = time.Now()
 	if err := c.put(ctx, c.name, c.own); err != nil {
@@ -203,14 +210,14 @@ func (c *Claimant) renew(ctx context.Context) (lost bool, err error) {
 		}
 	}
 	c.mu.Lock()
-	c.verified = began
+	c.verified, c.day = began, day
 	c.mu.Unlock()
 	return false, c.tidy(ctx, others)
 }
 
 // acquire claims the labels unless another's claim is in the way.
 func (c *Claimant) acquire(ctx context.Context) error {
-	now := c.o.Now()
+	now, day := c.o.Now(), c.timeOfDay()
 	before, err := c.look(ctx)
 	if err != nil {
 		return err
@@ -246,7 +253,7 @@ func (c *Claimant) acquire(ctx context.Context) error {
 	}
 	c.name, c.own = name, r
 	c.mu.Lock() // What the claim allows counts from before it was written, as that of a renewal does.
-	c.holding, c.verified, c.since, c.holder = true, now, r.Since, nil
+	c.holding, c.verified, c.day, c.since, c.holder = true, now, day, r.Since, nil
 	c.holds++
 	c.mu.Unlock()
 	return c.tidy(ctx, after)
@@ -332,15 +339,28 @@ func (c *Claimant) Release(ctx context.Context) error {
 func (c *Claimant) Held() (number uint64, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch state := c.stateNow(); state {
+	return c.holds, c.problem(c.stateNow())
+}
+
+// Standing returns the state and, unless that is Held, what is in the way, both of the same moment.
+func (c *Claimant) Standing() (State, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	state := c.stateNow()
+	return state, c.problem(state)
+}
+
+// problem is called with mu.
+func (c *Claimant) problem(state State) error {
+	switch state {
 	case Held:
-		return c.holds, nil
+		return nil
 	case Unknown:
-		return c.holds, errors.New("whether another writer has the same external labels is not known yet: the bucket has not told")
+		return errors.New("whether another writer has the same external labels is not known yet: the bucket has not told")
 	case Lapsed:
-		return c.holds, fmt.Errorf("the claim of the external labels could not be renewed for %s", c.o.Now().Sub(c.verified).Round(time.Second))
+		return fmt.Errorf("the claim of the external labels could not be renewed for %s", c.sinceVerified().Round(time.Second))
 	default:
-		return c.holds, c.inTheWay(state)
+		return c.inTheWay(state)
 	}
 }
 
@@ -349,11 +369,20 @@ func (c *Claimant) stateNow() State {
 	switch {
 	case !c.holding:
 		return c.state
-	case c.o.Now().Sub(c.verified) >= c.o.Times.Valid:
+	case c.sinceVerified() >= c.o.Times.Valid:
 		return Lapsed
 	}
 	return Held
 }
+
+// sinceVerified is called with mu. Now stands still on most systems while they are suspended, so the time of day counts, too, where it has gone
+// on further. At worst, when it is set forward, a claim lapses until it is renewed.
+func (c *Claimant) sinceVerified() time.Duration {
+	return max(c.o.Now().Sub(c.verified), c.timeOfDay().Sub(c.day))
+}
+
+// timeOfDay is without the reading of a clock that stands still.
+func (c *Claimant) timeOfDay() time.Time { return c.o.Wall().Round(0) }
 
 func (c *Claimant) inTheWay(state State) error {
 	until := fmt.Sprintf("if nothing is heard of it, it is taken for dead at %s", c.until.UTC().Format(time.TimeOnly+" MST"))

@@ -266,6 +266,78 @@ func TestObjectsThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// What is made known of a claim must fit together, even while it is being lost.
+func TestStateAndProblemAreOfTheSameMoment(t *testing.T) {
+	bkt := objstore.NewInMemBucket()
+	a, b := claimant(bkt, "a", "here"), claimant(bkt, "b", "there")
+	run(t, 0, a, b)
+	requireState(t, Refused, b)
+	stop := make(chan struct{})
+	var flips sync.WaitGroup
+	flips.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			b.mu.Lock()
+			b.holding, b.verified = !b.holding, time.Now()
+			b.mu.Unlock()
+		}
+	})
+	for range 20_000 {
+		state, err := b.Standing()
+		if (state == Held) != (err == nil) {
+			t.Errorf("state %s with problem %v", state, err)
+			break
+		}
+	}
+	close(stop)
+	flips.Wait()
+}
+
+// The clock that Go measures time by stands still in a machine that is suspended; the time of day does not.
+func TestAWriterThatWasSuspendedHasToRenewItsClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bkt := objstore.NewInMemBucket()
+		slept := time.Duration(0) // of a
+		a, b := claimant(bkt, "a", "here"), claimant(bkt, "b", "there")
+		a.o.Now = func() time.Time { return time.Now().Add(-slept) }
+		run(t, time.Minute, a, b)
+		requireState(t, Held, a)
+		before := time.Now()
+		run(t, 15*time.Minute, b)
+		slept = time.Since(before)
+		requireState(t, Held, b)
+		requireState(t, Lapsed, a)
+		_, _, _, err := a.Hold(t.Context())
+		require.ErrorContains(t, err, "could not be renewed for 15m0s")
+		run(t, 0, a)
+		requireState(t, Refused, a)
+	})
+}
+
+// A time of day that is set can only end what a claim allows: backward it lets nobody act for longer.
+func TestATimeOfDayThatIsSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := claimant(objstore.NewInMemBucket(), "a", "here")
+		set := time.Duration(0)
+		a.o.Wall = func() time.Time { return time.Now().Add(set) }
+		run(t, 0, a)
+		set = -time.Hour
+		requireState(t, Held, a)
+		time.Sleep(DefaultTimes().Valid)
+		requireState(t, Lapsed, a)
+		run(t, 0, a)
+		requireState(t, Held, a)
+		set = time.Hour
+		requireState(t, Lapsed, a)
+		run(t, 0, a)
+		requireState(t, Held, a)
+	})
+}
+
 func FuzzObjects(f *testing.F) {
 	f.Add("00000000000000000001-01ARZ3NDEKTSV4RRFFQ69G5FAV.json", `{"version":1,"instance":"a","released":true}`)
 	f.Add(`a\00000000000000000009-01ARZ3NDEKTSV4RRFFQ69G5FAV.json`, "{")

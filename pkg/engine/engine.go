@@ -17,6 +17,7 @@
 //	         stays open until all who have chosen it are through
 //	flushing one pass over sealed generations at a time; held while blocks are written
 //	uploads  one pass over local blocks at a time; held while the bucket is written
+//	publishing what the claim's state is for writes, health and metrics
 //	mu       phase, problems, and the lists of generations and blocks; never held during I/O
 //
 // Each background loop runs in a goroutine started by Engine.loop, hears the engine's context, and reports what fails to the problems
@@ -43,6 +44,7 @@ import (
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/claim"
 	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/serving"
 	"github.com/millrace/millrace/pkg/speed"
@@ -111,6 +113,9 @@ type Engine struct {
 	calls    calls
 	refusal  atomic.Pointer[error] // why writes are refused while another writer has the external labels
 
+	publishing sync.Mutex
+	published  claim.State // what was made known of the claim; guarded by publishing
+
 	mu          sync.Mutex
 	phase       Phase
 	progress    string
@@ -132,7 +137,7 @@ func New(cfg Config, reg prometheus.Registerer, gatherer prometheus.Gatherer, lo
 		ctx: ctx, cancel: cancel,
 		phase: Starting, progress: "waiting to open", problems: map[string]error{},
 		sealed: make(chan struct{}, 1), uploadable: make(chan struct{}, 1), opened: make(chan struct{}),
-		unreadable: map[uint64]int{},
+		unreadable: map[uint64]int{}, published: claim.Unknown,
 	}
 	memory := setMemoryLimit(cfg.MemoryLimit)
 	if cfg.Speed.MemoryLimit == 0 {

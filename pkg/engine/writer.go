@@ -130,16 +130,20 @@ func (e *Engine) claimOnSchedule(ctx context.Context) {
 
 // stepClaim renews the claim, or looks whether it may be had, and lets health, writes and metrics know.
 func (e *Engine) stepClaim(ctx context.Context) error {
-	c := e.data.claim
-	before := c.Status().State
-	err := c.Step(ctx)
-	if ctx.Err() != nil {
-		return err
-	}
-	_, problem := c.Held()
-	state := c.Status().State
-	if state != before {
-		e.logger.Info("the writer's claim in the bucket", "state", state, "before", before)
+	err := e.data.claim.Step(ctx)
+	e.publishClaim() // whatever has become of the step: another may have found out more meanwhile
+	return err
+}
+
+// publishClaim lets health, writes and metrics know how the claim stands. Several goroutines take steps; as each asks for the state only when it has the
+// turn to publish, none puts an earlier one in the place of a later one.
+func (e *Engine) publishClaim() {
+	e.publishing.Lock()
+	defer e.publishing.Unlock()
+	state, problem := e.data.claim.Standing()
+	if state != e.published {
+		e.logger.Info("the writer's claim in the bucket", "state", state, "before", e.published)
+		e.published = state
 	}
 	switch state {
 	case claim.Refused:
@@ -158,24 +162,27 @@ func (e *Engine) stepClaim(ctx context.Context) error {
 		signal(e.uploadable)
 	}
 	e.metrics.claimHeld.Set(held)
-	return err
 }
 
 // errNotHeld is why nothing is uploaded without a claim.
 var errNotHeld = errors.New("nothing is uploaded")
 
-// holdClaim returns a context for uploads, which ends when the claim does. number changes whenever others may have uploaded in between.
+// holdClaim returns a context for uploads, which ends when the claim does. number changes whenever others may have uploaded in between. What waits is
+// uploaded after a renewal only: a virtual machine that stood still, with all its clocks, cannot tell otherwise.
 func (e *Engine) holdClaim(ctx context.Context) (held context.Context, done func(), number uint64, err error) {
 	c := e.data.claim
-	if _, err := c.Held(); err != nil {
-		if err := e.stepClaim(ctx); err != nil {
-			return nil, nil, 0, err
-		}
+	var failed error
+	if _, err := c.Held(); err != nil || e.firstLocal() != nil {
+		failed = e.stepClaim(ctx)
 	}
-	if held, done, number, err = c.Hold(ctx); err != nil {
-		return nil, nil, 0, fmt.Errorf("%w: %w", errNotHeld, err)
+	held, done, number, err = c.Hold(ctx)
+	switch {
+	case err == nil: // though a renewal may have failed: the upload will show whether the bucket is there
+		return held, done, number, nil
+	case failed != nil:
+		return nil, nil, 0, failed
 	}
-	return held, done, number, nil
+	return nil, nil, 0, fmt.Errorf("%w: %w", errNotHeld, err)
 }
 
 // stillHeld tells whether a claim is the one that was held, and did not come back meanwhile.
