@@ -1,6 +1,7 @@
 package batch
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -68,7 +69,8 @@ func plan(listed []block.Listed, now time.Time, c Config, force bool, l limits) 
 	return jobs
 }
 
-// visible returns the blocks of ours which neither a job replaced nor somebody marked for deletion.
+// visible returns the blocks of ours which neither a job replaced nor somebody marked for deletion, and those from which a block in quarantine can
+// be made again.
 func visible(listed []block.Listed) []block.Meta {
 	metas := make([]block.Meta, 0, len(listed))
 	marked := map[ulid.ULID]bool{}
@@ -76,9 +78,9 @@ func visible(listed []block.Listed) []block.Meta {
 		metas = append(metas, l.Meta)
 		marked[l.Meta.ULID] = l.DeletionMark != nil
 	}
-	return slices.DeleteFunc(block.Visible(metas), func(m block.Meta) bool {
-		return !ours(&m) || marked[m.ULID]
-	})
+	live := ids(block.Visible(metas))
+	maps.Copy(live, restored(listed))
+	return slices.DeleteFunc(metas, func(m block.Meta) bool { return !live[m.ULID] || !ours(&m) || marked[m.ULID] })
 }
 
 // ours says whether jobs may touch the block: its generations must be known, and its samples be raw.

@@ -223,6 +223,9 @@ func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
 			return nil, errors.Join(append(errs, err)...)
 		}
 		u.before, u.quarantined = now.writers, now.quarantined()
+		if err := u.unmark(ctx, now); err != nil {
+			errs = append(errs, err)
+		}
 		if now.inTheWay != nil {
 			return now, errors.Join(append(errs, now.inTheWay)...)
 		}

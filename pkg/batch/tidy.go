@@ -25,7 +25,8 @@ func superseded(listed []block.Listed) []ulid.ULID {
 		metas = append(metas, l.Meta)
 		hidden[l.Meta.ULID] = ours(&l.Meta) && l.DeletionMark == nil
 	}
-	for _, m := range block.Visible(metas) {
+	answer, left := answering(listed)
+	for _, m := range slices.Concat(answer, left) {
 		hidden[m.ULID] = false
 	}
 	var ids []ulid.ULID
@@ -93,7 +94,7 @@ func (u *run) mark(ctx context.Context, l *listing) error {
 		u.log.Info("marked a block for deletion", "block", id, "reason", reason)
 	}
 	for _, id := range superseded(l.blocks) {
-		mark(id, reasonReplaced, "replaced by a compaction")
+		mark(id, reasonReplaced, replacedDetails)
 	}
 	kept := slices.DeleteFunc(visible(l.blocks), func(m block.Meta) bool {
 		old := expired(&m, l.at.UnixMilli(), u.config.Retention)

@@ -128,6 +128,14 @@ func MarkForDeletion(ctx context.Context, bkt objstore.Bucket, id ulid.ULID, rea
 	return nil
 }
 
+// Unmark takes a block's deletion mark back. Doing that to a block without one is no error.
+func Unmark(ctx context.Context, bkt objstore.Bucket, id ulid.ULID) error {
+	if err := deleteObject(ctx, bkt, path.Join(id.String(), DeletionMarkFilename)); err != nil {
+		return fmt.Errorf("unmark block %s: %w", id, err)
+	}
+	return nil
+}
+
 // readMark returns a block's deletion mark, nil if there is none.
 func readMark(ctx context.Context, bkt objstore.BucketReader, id ulid.ULID) (*DeletionMark, error) {
 	body, err := bkt.Get(ctx, path.Join(id.String(), DeletionMarkFilename))
