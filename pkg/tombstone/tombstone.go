@@ -114,7 +114,8 @@ func New(generation uint64, mint, maxt int64, selectors []Selector, writer, answ
 		ID: ulid.MustNewDefault(now), Generation: generation, MinTime: mint, MaxTime: maxt, Selectors: selectors,
 		Writer: writer, Answered: answered, Created: now.UnixMilli(),
 	}
-	return t, t.validate()
+	_, err := t.Marshal()
+	return t, err
 }
 
 func (t *Tombstone) validate() error {
@@ -237,6 +238,9 @@ func (t *Tombstone) Marshal() ([]byte, error) {
 	raw, err := json.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("encode tombstone %s: %w", t.ID, err)
+	}
+	if len(raw) >= MaxSize { // and nobody could read it again
+		return nil, fmt.Errorf("%w: encoded they have %d bytes, at most %d", ErrMatchers, len(raw), MaxSize)
 	}
 	return append(raw, '\n'), nil
 }

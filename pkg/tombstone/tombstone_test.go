@@ -164,3 +164,13 @@ func TestOn(t *testing.T) {
 		t.Run(name, func(t *testing.T) { require.Equal(t, tc.want, s.On(tc.stored)) })
 	}
 }
+
+// Many short matchers take more room encoded than MaxMatchers lets expect: what could not be read again is refused before anything is kept.
+func TestWhatCannotBeReadAgainIsRefused(t *testing.T) {
+	var s Selector
+	for range 30_000 {
+		s = append(s, labels.MustNewMatcher(labels.MatchEqual, "a", "b"))
+	}
+	_, err := New(1, 0, 1, []Selector{s}, map[string]string{"a": "b"}, nil)
+	require.ErrorIs(t, err, ErrMatchers)
+}
