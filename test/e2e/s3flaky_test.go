@@ -78,8 +78,9 @@ func TestQueriesThatAreGivenUpStopTheirRequests(t *testing.T) {
 	require.Equal(t, http.StatusOK, code, raw)
 	m.signal(syscall.SIGTERM)
 
-	// Nothing but queries makes requests.
-	m = startMillrace(t, path, freeAddress(t), "--objstore.config-file="+s3.config(p.address), "--objstore.sync-interval=10m", "--batch.deletion-delay=1h")
+	// Nothing but queries makes requests: copies of indexes would.
+	m = startMillrace(t, path, freeAddress(t), "--objstore.config-file="+s3.config(p.address), "--objstore.sync-interval=10m", "--batch.deletion-delay=1h",
+		"--objstore.index-cache-size=0B")
 	p.delay.Store(int64(time.Minute))
 	form := url.Values{"query": {"count_over_time(crash[3d])"}, "time": {seconds(time.UnixMilli(now))}}
 	busy := func() error {
