@@ -126,9 +126,7 @@ func (j *Job) Replaces() []ulid.ULID {
 // outputID derives an output's id from everything that its files depend on. The one that commits the job has an id of its
 // own: a block is never changed, so one that was uploaded without the list cannot become the commit.
 func (j *Job) outputID(w window, contributors []block.Meta, replaces []ulid.ULID) ulid.ULID {
-	h := sha256.New()
-	var buf []byte
-	buf = append(buf, "millrace batch output\x00"...)
+	buf := []byte("millrace batch output\x00")
 	if j.StartTimestamps {
 		buf = append(buf, "start timestamps\x00"...)
 	}
@@ -146,10 +144,15 @@ func (j *Job) outputID(w window, contributors []block.Meta, replaces []ulid.ULID
 		buf = append(buf, id[:]...)
 	}
 	buf = append(buf, j.tombstoneKey(w, contributors)...)
-	_, _ = h.Write(buf) // never fails
+	return derivedID(newest, buf)
+}
+
+// derivedID is the id, of a time that came out of another one, of what depends on nothing but buf.
+func derivedID(ms uint64, buf []byte) ulid.ULID {
+	sum := sha256.Sum256(buf)
 	var id ulid.ULID
-	_ = id.SetTime(newest)             // came out of an id
-	_ = id.SetEntropy(h.Sum(nil)[:10]) // has the right length
+	_ = id.SetTime(ms)
+	_ = id.SetEntropy(sum[:10]) // has the right length
 	return id
 }
 

@@ -24,6 +24,22 @@ func (r remote) GetRange(ctx context.Context, name string, off, n int64) (io.Rea
 	return r.Bucket.GetRange(ctx, name, off, n)
 }
 
+// runWithLeastMemory compacts the blocks of a folder, as if they were in an object store, and returns the peak of the heap.
+func runWithLeastMemory(t *testing.T, dir string, metas []block.Meta) (s Summary, peak uint64) {
+	t.Helper()
+	folder, err := block.NewDirBucket(dir)
+	require.NoError(t, err)
+	w := newWorld(t, remote{folder}, time.UnixMilli(metas[len(metas)-1].MaxTime).Add(hour))
+	r := w.runner(func(o *Options) {
+		o.Cache = block.NewCache(0, nil)
+		o.Config.MemoryLimit = minMemory
+	})
+	u := startUsage()
+	s = w.run(r, false)
+	_, _, peak = u.end()
+	return s, peak
+}
+
 // TestMemoryIsBounded compacts a day, and then one of eight times as many series, and expects about the same memory: what a job
 // holds does not grow as the blocks do. It counts the heap above what was there before, with a garbage
 // collector that is told to be thorough.
@@ -36,16 +52,8 @@ func TestMemoryIsBounded(t *testing.T) {
 		for _, m := range metas {
 			sizes[series] += m.Size()
 		}
-		folder, err := block.NewDirBucket(dir)
-		require.NoError(t, err)
-		w := newWorld(t, remote{folder}, time.UnixMilli(metas[11].MaxTime).Add(hour))
-		r := w.runner(func(o *Options) {
-			o.Cache = block.NewCache(0, nil)
-			o.Config.MemoryLimit = minMemory
-		})
-		u := startUsage()
-		s := w.run(r, false)
-		_, _, peaks[series] = u.end()
+		var s Summary
+		s, peaks[series] = runWithLeastMemory(t, dir, metas)
 		require.Equal(t, 1, s.Jobs)
 	}
 	t.Logf("peaks %v of blocks of %v bytes", peaks, sizes)
@@ -71,16 +79,7 @@ func TestMemoryIsBoundedWithManyLabels(t *testing.T) {
 		metas = append(metas, m)
 	}
 	require.Greater(t, headers, int64(minMemory*3/4), "more than the half that inputs may take")
-	folder, err := block.NewDirBucket(dir)
-	require.NoError(t, err)
-	w := newWorld(t, remote{folder}, time.UnixMilli(metas[11].MaxTime).Add(hour))
-	r := w.runner(func(o *Options) {
-		o.Cache = block.NewCache(0, nil)
-		o.Config.MemoryLimit = minMemory
-	})
-	u := startUsage()
-	s := w.run(r, false)
-	_, _, peak := u.end()
+	s, peak := runWithLeastMemory(t, dir, metas)
 	t.Logf("peak %d with %d bytes of headers; %s", peak, headers, s)
 	require.Greater(t, s.Jobs, 1, "in several steps")
 	require.Less(t, peak, uint64(minMemory)*3/2)

@@ -2,7 +2,6 @@ package batch
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -94,11 +93,7 @@ func (p *parts) part() block.Meta {
 func (p *parts) partID() ulid.ULID {
 	p.count++
 	buf := append([]byte("millrace part\x00"), p.output.ULID[:]...)
-	sum := sha256.Sum256(binary.BigEndian.AppendUint64(buf, p.count))
-	var id ulid.ULID
-	_ = id.SetTime(p.output.ULID.Time()) // came out of an id
-	_ = id.SetEntropy(sum[:10])          // has the right length
-	return id
+	return derivedID(p.output.ULID.Time(), binary.BigEndian.AppendUint64(buf, p.count))
 }
 
 // merge writes the block m of blocks, which are open meanwhile and no longer. Those of them that are parts are removed then.

@@ -2,7 +2,6 @@ package batch
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -208,7 +207,6 @@ func (j *Job) rebuiltMeta(old *block.Meta, c Config) block.Meta {
 }
 
 func (j *Job) rebuiltID(old *block.Meta, c Config) ulid.ULID {
-	h := sha256.New()
 	buf := []byte("millrace rebuilt block\x00")
 	if j.StartTimestamps {
 		buf = append(buf, "start timestamps\x00"...)
@@ -225,11 +223,7 @@ func (j *Job) rebuiltID(old *block.Meta, c Config) ulid.ULID {
 		buf = binary.BigEndian.AppendUint64(buf, uint64(c.MaxInputs))
 		buf = binary.BigEndian.AppendUint64(buf, uint64(c.MemoryLimit))
 	}
-	_, _ = h.Write(buf) // never fails
-	var id ulid.ULID
-	_ = id.SetTime(old.ULID.Time())    // came out of an id
-	_ = id.SetEntropy(h.Sum(nil)[:10]) // has the right length
-	return id
+	return derivedID(old.ULID.Time(), buf)
 }
 
 // rebuild writes the block m, compares it with the old one and, where they differ, uploads it, which is the commit.
