@@ -19,35 +19,48 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// noAppender gives the embedded interface a name that is no method's.
-type noAppender = storage.Appender
-
 // lenientStore stands behind Prometheus's own handler: it takes what a TSDB with
 // an unlimited out-of-order window takes.
-type lenientStore struct{ noAppender }
+type lenientStore struct{}
 
-func (s lenientStore) Appender(context.Context) storage.Appender { return s }
-func (lenientStore) Commit() error                               { return nil }
-func (lenientStore) Rollback() error                             { return nil }
+func (s lenientStore) AppenderV2(context.Context) storage.AppenderV2 { return s }
+func (lenientStore) Commit() error                                   { return nil }
+func (lenientStore) Rollback() error                                 { return nil }
 
-func (lenientStore) Append(storage.SeriesRef, labels.Labels, int64, float64) (storage.SeriesRef, error) {
-	return 0, nil
-}
-
-func (lenientStore) AppendHistogram(_ storage.SeriesRef, _ labels.Labels, _ int64, h *histogram.Histogram, fh *histogram.FloatHistogram) (storage.SeriesRef, error) {
-	if h != nil {
-		return 0, h.Validate()
+func (lenientStore) Append(_ storage.SeriesRef, _ labels.Labels, _, _ int64, _ float64, h *histogram.Histogram, fh *histogram.FloatHistogram, o storage.AppendV2Options) (storage.SeriesRef, error) {
+	switch {
+	case h != nil:
+		if err := h.Validate(); err != nil {
+			return 0, err
+		}
+	case fh != nil:
+		if err := fh.Validate(); err != nil {
+			return 0, err
+		}
 	}
-	return 0, fh.Validate()
+	return 1, tooLong(o.Exemplars)
 }
 
-func (lenientStore) AppendExemplar(_ storage.SeriesRef, _ labels.Labels, e exemplar.Exemplar) (storage.SeriesRef, error) {
-	n := 0
+func (lenientStore) AppendExemplars(_ storage.SeriesRef, _ labels.Labels, exemplars []exemplar.Exemplar) (storage.SeriesRef, error) {
+	return 1, tooLong(exemplars)
+}
+
+func tooLong(exemplars []exemplar.Exemplar) error {
+	var failed []storage.ExemplarError
+	for i, e := range exemplars {
+		if exemplarLength(e) > exemplar.ExemplarMaxLabelSetLength {
+			failed = append(failed, storage.ExemplarError{Index: i, Err: errors.New("too long")})
+		}
+	}
+	if len(failed) > 0 {
+		return &storage.AppendPartialError{ExemplarErrors: failed}
+	}
+	return nil
+}
+
+func exemplarLength(e exemplar.Exemplar) (n int) {
 	e.Labels.Range(func(l labels.Label) { n += len([]rune(l.Name + l.Value)) })
-	if n > exemplar.ExemplarMaxLabelSetLength {
-		return 0, errors.New("too long")
-	}
-	return 0, nil
+	return n
 }
 
 // TestAnswersEqualPrometheus sends the same requests to Prometheus's handler.
@@ -55,7 +68,7 @@ func (lenientStore) AppendExemplar(_ storage.SeriesRef, _ labels.Labels, e exemp
 // say by ours.
 func TestAnswersEqualPrometheus(t *testing.T) {
 	theirs := remote.NewWriteHandler(slog.New(slog.DiscardHandler), nil, lenientStore{},
-		remoteapi.MessageTypes{remoteapi.WriteV1MessageType, remoteapi.WriteV2MessageType}, false, false, false)
+		remoteapi.MessageTypes{remoteapi.WriteV1MessageType, remoteapi.WriteV2MessageType}, false, false)
 	now := time.Now().UnixMilli()
 	float := message{}.bytes(2, sample(now, 1))
 	soon := message{}.bytes(2, sample(now+3600_000, 1))

@@ -85,10 +85,9 @@ func pattern(m *labels.Matcher) string {
 
 // promParser reads PromQL with everything that any engine behind the plugin may know; that engine has the last word.
 var promParser = parser.NewParser(parser.Options{
-	EnableExperimentalFunctions:  true,
-	ExperimentalDurationExpr:     true,
-	EnableExtendedRangeSelectors: true,
-	EnableBinopFillModifiers:     true,
+	EnableExperimentalFunctions: true,
+	EnableBinopFillModifiers:    true,
+	EnableUnquotedUTF8Names:     true,
 })
 
 // applyFilters narrows every selector of expr to the model's scopes and ad-hoc filters, and adds its labels to every grouping.

@@ -148,7 +148,7 @@ func decode(t *testing.T, w *httptest.ResponseRecorder) (e envelope) {
 
 // reference is Prometheus's API as it is, over one TSDB.
 func reference(db *teststorage.TestStorage) http.Handler {
-	p := parser.NewParser(parser.Options{ExperimentalDurationExpr: true})
+	p := parser.NewParser(parser.Options{})
 	engine := promql.NewEngine(promql.EngineOpts{
 		MaxSamples: 1e6, Timeout: time.Minute, EnableAtModifier: true, EnableNegativeOffset: true, Parser: p,
 		NoStepSubqueryIntervalFn: func(int64) int64 { return 60_000 },

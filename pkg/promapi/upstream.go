@@ -34,7 +34,7 @@ func (a *api) newUpstream() http.Handler {
 	up := v1.NewAPI(
 		a.o.QueryEngine,
 		a.o.Queryable,
-		nil, nil, // appendables: remote write and OTLP are off below
+		nil, // appendable: remote write and OTLP are off below
 		a.o.Exemplars,
 		func(context.Context) v1.ScrapePoolsRetriever { return none },
 		func(context.Context) v1.TargetRetriever { return none },
@@ -61,14 +61,14 @@ func (a *api) newUpstream() http.Handler {
 		false,               // remote write
 		nil,                 // its messages
 		false, false, false, // OTLP
-		false, // zero samples for start timestamps
-		0,     // lookback delta of OTLP
+		0, // lookback delta of OTLP
 		a.o.Features.TypeAndUnitLabels,
 		false, // metadata to the appendable
 		errorCode,
 		nil, // registry of features
 		v1.OpenAPIOptions{IncludePaths: []string{"none"}}, // It is not served.
 		a.parser,
+		false, 0, // cost of queries, and their timeout for it
 	)
 	r := route.New().WithPrefix(prefix)
 	up.Register(r)

@@ -27,10 +27,10 @@ func ParseFeatures(names []string) (Features, error) {
 			case "":
 			case "promql-experimental-functions":
 				f.Parser.EnableExperimentalFunctions = true
-			case "promql-extended-range-selectors":
-				f.Parser.EnableExtendedRangeSelectors = true
 			case "promql-binop-fill-modifiers":
 				f.Parser.EnableBinopFillModifiers = true
+			case "promql-unquoted-utf8-names":
+				f.Parser.EnableUnquotedUTF8Names = true
 			case "promql-per-step-stats":
 				f.PerStepStats = true
 			case "promql-delayed-name-removal":
@@ -39,10 +39,10 @@ func ParseFeatures(names []string) (Features, error) {
 				f.TypeAndUnitLabels = true
 			case "use-start-timestamps":
 				f.UseStartTimestamps = true
-			case "promql-duration-expr", "native-histograms":
+			case "promql-duration-expr", "promql-extended-range-selectors", "native-histograms":
 				// On for good, as in Prometheus.
 			default:
-				return Features{}, fmt.Errorf("feature %q: must be one of promql-binop-fill-modifiers, promql-delayed-name-removal, promql-duration-expr, promql-experimental-functions, promql-extended-range-selectors, promql-per-step-stats, type-and-unit-labels, use-start-timestamps", name)
+				return Features{}, fmt.Errorf("feature %q: must be one of promql-binop-fill-modifiers, promql-delayed-name-removal, promql-duration-expr, promql-experimental-functions, promql-extended-range-selectors, promql-per-step-stats, promql-unquoted-utf8-names, type-and-unit-labels, use-start-timestamps", name)
 			}
 		}
 	}
@@ -51,9 +51,7 @@ func ParseFeatures(names []string) (Features, error) {
 
 // NewParser returns the parser of the features.
 func (f Features) NewParser() parser.Parser {
-	o := f.Parser
-	o.ExperimentalDurationExpr = true
-	return parser.NewParser(o)
+	return parser.NewParser(f.Parser)
 }
 
 // Apply switches the features on in an engine's options.

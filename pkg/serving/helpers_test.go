@@ -296,7 +296,7 @@ func testOptions(maxSamples int) EngineOptions {
 		MaxSamples: maxSamples, Timeout: time.Minute, LookbackDelta: 5 * time.Minute,
 		EnableDelayedNameRemoval: true, UseStartTimestamps: true, EnablePerStepStats: true,
 		Parser: parser.NewParser(parser.Options{
-			EnableExperimentalFunctions: true, ExperimentalDurationExpr: true, EnableExtendedRangeSelectors: true, EnableBinopFillModifiers: true,
+			EnableExperimentalFunctions: true, EnableBinopFillModifiers: true, EnableUnquotedUTF8Names: true,
 		}),
 	}}
 }
