@@ -11,6 +11,7 @@ import (
 // Metrics are those of runners. One set may serve several runners one after the other.
 type Metrics struct {
 	runs, runFailures prometheus.Counter
+	elsewhere         prometheus.Counter
 	runSeconds        prometheus.Histogram
 	lastSuccess       prometheus.Gauge
 	jobs              *prometheus.CounterVec
@@ -45,6 +46,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		runs:        counter("runs_total", "Runs of the batch layer."),
 		runFailures: counter("run_failures_total", "Runs of the batch layer in which something failed."),
+		elsewhere:   counter("runs_elsewhere_total", "Runs of the batch layer that left jobs to another process."),
 		runSeconds: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "millrace_batch_run_duration_seconds", Help: "Time that runs of the batch layer took.",
 			Buckets: prometheus.ExponentialBuckets(0.1, 4, 9),

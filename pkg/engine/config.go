@@ -43,8 +43,9 @@ type Config struct {
 	LogLevel    string
 	LogFormat   string
 
-	// For tests: the times of the writer's claim, and its clock.
+	// For tests: the times of the writer's claim and of leases, and the clock of the former.
 	claims claim.Times
+	leases claim.Times
 	clock  func() time.Time
 }
 
