@@ -70,7 +70,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		mismatches:   counter("mismatches_total", "Blocks that were written and found to differ from what they were made of, before they replaced anything."),
 		tombstones:   counter("tombstones_removed_total", "Deletions of series of which nothing is left to be hidden."),
 		quarantined: f.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_batch_blocks_quarantined", Help: "Blocks that cannot be read and take part in no job.",
+			Name: "millrace_batch_blocks_quarantined", Help: "Blocks that take part in no job because they are damaged: found by a job, or marked in the bucket.",
 		}),
 	}
 	m.gauge(f, "jobs_planned", "Batch jobs that wait for the one that runs.", func(s *JobStatus) float64 { return oneIf(s.State == Planned) })

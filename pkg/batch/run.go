@@ -140,7 +140,7 @@ type Summary struct {
 	Samples uint64
 	// Marked for deletion and deleted blocks, superseded level-0 blocks that are kept elsewhere, abandoned uploads that were removed.
 	Marked, Deleted, Kept, Partial int
-	// Quarantined blocks at the end of the run.
+	// Quarantined blocks at the end of the run, by what jobs found or by marks in the bucket.
 	Quarantined int
 	Took        time.Duration
 }
@@ -156,7 +156,7 @@ func (s Summary) String() string {
 		out += fmt.Sprintf("; %d superseded level-0 blocks kept", s.Kept)
 	}
 	if s.Quarantined > 0 {
-		out += fmt.Sprintf("; %d blocks cannot be read", s.Quarantined)
+		out += fmt.Sprintf("; %d blocks are in quarantine", s.Quarantined)
 	}
 	return out + fmt.Sprintf("; took %s", s.Took.Round(time.Millisecond))
 }
@@ -182,7 +182,6 @@ func (r *Runner) Run(ctx context.Context, force bool) (Summary, error) {
 	err := u.all(ctx)
 	left := u.endLeases()
 	r.setPlanned(nil)
-	u.summary.Quarantined = len(r.Quarantined())
 	u.summary.Took = r.now().Sub(began)
 	r.metrics.runs.Inc()
 	r.metrics.runSeconds.Observe(u.summary.Took.Seconds())
@@ -255,6 +254,7 @@ func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
 			return nil, errors.Join(append(errs, err)...)
 		}
 		u.before, u.quarantined = now.writers, now.quarantined()
+		u.countQuarantined(now)
 		if err := u.unmark(ctx, now); err != nil {
 			errs = append(errs, err)
 		}
@@ -523,7 +523,21 @@ func (r *Runner) quarantineBlock(id ulid.ULID, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.quarantine[id] = QuarantinedBlock{ID: id, Until: r.now().Add(quarantineTime), Error: err.Error()}
-	r.metrics.quarantined.Set(float64(len(r.quarantine)))
+}
+
+// countQuarantined counts the blocks that take part in no job because they are damaged: by what the runner has found, and by their marks in the bucket. Those that
+// have been replaced do no harm any more.
+func (u *run) countQuarantined(l *listing) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := 0
+	for _, m := range visible(l.blocks) {
+		if _, found := u.quarantine[m.ULID]; found || u.quarantined[m.ULID] {
+			n++
+		}
+	}
+	u.summary.Quarantined = n
+	u.metrics.quarantined.Set(float64(n))
 }
 
 // endQuarantines lets blocks be tried again after some time.
@@ -531,7 +545,6 @@ func (r *Runner) endQuarantines() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	maps.DeleteFunc(r.quarantine, func(_ ulid.ULID, q QuarantinedBlock) bool { return !r.now().Before(q.Until) })
-	r.metrics.quarantined.Set(float64(len(r.quarantine)))
 }
 
 // cleanScratch removes what a run before has left: folders that are named as blocks are, and nothing else.

@@ -327,6 +327,27 @@ func TestCorruptBlockIsQuarantined(t *testing.T) {
 	require.Empty(t, r.Quarantined())
 }
 
+// Marks that others have put into the bucket count as what a runner finds itself, until the block is let back in or replaced.
+func TestBlocksWithMarksOfOthersAreCounted(t *testing.T) {
+	w := newWorld(t, objstore.NewInMemBucket(), testStart)
+	bad := w.generation([]string{"a"}, 0)[0]
+	r := w.runner()
+	count := func() int {
+		t.Helper()
+		s := w.run(r, false)
+		require.InDelta(t, s.Quarantined, testutil.ToFloat64(r.metrics.quarantined), 0)
+		return s.Quarantined
+	}
+	require.Zero(t, count())
+	require.NoError(t, block.Quarantine(t.Context(), w.bucket, bad, "damaged"))
+	require.Equal(t, 1, count())
+	require.NoError(t, block.Release(t.Context(), w.bucket, bad))
+	require.Zero(t, count())
+	require.NoError(t, block.Quarantine(t.Context(), w.bucket, bad, "damaged"))
+	require.NoError(t, block.MarkForDeletion(t.Context(), w.bucket, bad, "swapped"))
+	require.Zero(t, count(), "nobody needs it any more")
+}
+
 func TestDamagedBlockIsMarkedWhereWanted(t *testing.T) {
 	ctx := context.Background()
 	bkt := objstore.NewInMemBucket()
