@@ -84,14 +84,17 @@ func (b *bucketCommand) open() (objstore.Bucket, error) {
 
 // run runs due jobs and says what they did.
 func (b *bucketCommand) run(ctx context.Context, stdout, stderr io.Writer) error {
-	return b.withJobs(stderr, func(o batch.Options) error {
-		summary, err := engine.RunJobs(ctx, o, b.force)
-		fmt.Fprintln(stdout, summary)
+	var summary string
+	err := b.withJobs(stderr, func(o batch.Options) error {
+		done, err := engine.RunJobs(ctx, o, b.force)
+		summary = done.String() + "\n"
 		return err
 	})
+	fmt.Fprint(stdout, summary) // in a line of its own: that of the progress is gone
+	return err
 }
 
-// withJobs calls do with what jobs need, which ends with the call.
+// withJobs calls do with what jobs need, which ends with the call, as does the line that shows their progress.
 func (b *bucketCommand) withJobs(stderr io.Writer, do func(batch.Options) error) (err error) {
 	if err := b.batch.Validate(); err != nil {
 		return err
