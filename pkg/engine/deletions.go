@@ -418,7 +418,7 @@ func (e *Engine) lastAccepted() (uint64, error) {
 	if g == nil {
 		return 0, errStopping
 	}
-	if g.mem.Stats().Samples == 0 {
+	if g.mem.Stats().Samples == 0 && !g.exemplars.Load() {
 		return g.Number - 1, nil
 	}
 	if err := e.rotate(); err != nil {
