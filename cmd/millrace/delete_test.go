@@ -87,8 +87,10 @@ func TestTheSameDeletionAfterAnImport(t *testing.T) {
 	require.Eventually(t, func() bool { return strings.Contains(values(), `"1"]`) }, 30*time.Second, 50*time.Millisecond)
 	remove()
 	require.NotContains(t, values(), `"1"]`)
-	require.Eventually(t, func() bool { _, body := call(t, http.MethodGet, root+"/api/v1/layers"); return strings.Contains(body, `"uploaded":true`) },
-		30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool {
+		_, body := call(t, http.MethodGet, root+"/api/v1/layers")
+		return strings.Contains(body, `"uploaded":true`)
+	}, 30*time.Second, 20*time.Millisecond)
 	bring("1000100000")
 	require.Eventually(t, func() bool { return strings.Contains(values(), `"1"]`) }, 30*time.Second, 50*time.Millisecond)
 	remove()

@@ -184,11 +184,15 @@ func (u *run) drop(key string) {
 	u.unwatch(l)
 }
 
-// endLeases gives all leases up, and says what was left to others.
-func (u *run) endLeases() error {
+// dropLeases gives all leases up.
+func (u *run) dropLeases() {
 	for _, key := range slices.Sorted(maps.Keys(u.leases.held)) {
 		u.drop(key)
 	}
+}
+
+// elsewhere says what was left to other processes.
+func (u *run) elsewhere() error {
 	var left []error
 	for _, key := range slices.Sorted(maps.Keys(u.leases.elsewhere)) {
 		left = append(left, u.leases.elsewhere[key])

@@ -62,7 +62,7 @@ func (r *Runner) RecomputeRange(ctx context.Context, mint, maxt int64, dry bool)
 		return nil, err
 	}
 	u := r.newRun(true)
-	defer u.endLeases() // nothing is left to others: they are waited for
+	defer u.dropLeases()
 	l, err := u.list(ctx, nil)
 	if err != nil {
 		return nil, err

@@ -180,7 +180,7 @@ func (r *Runner) Run(ctx context.Context, force bool) (Summary, error) {
 	began := r.now()
 	u := r.newRun(force)
 	err := u.all(ctx)
-	left := u.endLeases()
+	u.dropLeases()
 	r.setPlanned(nil)
 	u.summary.Took = r.now().Sub(began)
 	r.metrics.runs.Inc()
@@ -189,7 +189,7 @@ func (r *Runner) Run(ctx context.Context, force bool) (Summary, error) {
 		r.metrics.runFailures.Inc()
 		return u.summary, err
 	}
-	if left != nil {
+	if left := u.elsewhere(); left != nil {
 		r.metrics.elsewhere.Inc()
 		return u.summary, left
 	}

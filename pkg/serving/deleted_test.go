@@ -102,10 +102,10 @@ func TestQueriesDoNotWaitForDeletions(t *testing.T) {
 	asking, answer := make(chan struct{}), make(chan struct{})
 	slow := &asked{fakeSource: &fakeSource{gens: [2]uint64{1, 1}, maxt: 1}, wait: func() { asking <- struct{}{}; <-answer }}
 	set.Replace(nil, []Entry{{Source: slow}})
-	done := make(chan struct{})
+	done, all := make(chan struct{}), []*tombstone.Tombstone{deletion(t, 1, 0, 1)}
 	go func() {
 		defer close(done)
-		set.Delete([]*tombstone.Tombstone{deletion(t, 1, 0, 1)})
+		set.Delete(all)
 	}()
 	<-asking
 	before := set.Pin()
