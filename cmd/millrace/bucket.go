@@ -56,10 +56,6 @@ func (b *bucketCommand) jobFlags(c *kingpin.CmdClause) {
 	b.batch.JobFlags(c)
 }
 
-func (b *bucketCommand) verifyFlags(c *kingpin.CmdClause) {
-	c.Flag("quarantine", "Take blocks that are bad out of answers, which then warn instead of failing, and let those back in that are not.").BoolVar(&b.quarantine)
-}
-
 func (b *bucketCommand) open() (objstore.Bucket, error) {
 	if b.file != "" {
 		raw, err := os.ReadFile(b.file)
@@ -88,14 +84,17 @@ func (b *bucketCommand) open() (objstore.Bucket, error) {
 
 // run runs due jobs and says what they did.
 func (b *bucketCommand) run(ctx context.Context, stdout, stderr io.Writer) error {
-	return b.withJobs(stderr, func(o batch.Options) error {
-		summary, err := engine.RunJobs(ctx, o, b.force)
-		fmt.Fprintln(stdout, summary)
+	var summary string
+	err := b.withJobs(stderr, func(o batch.Options) error {
+		done, err := engine.RunJobs(ctx, o, b.force)
+		summary = done.String() + "\n"
 		return err
 	})
+	fmt.Fprint(stdout, summary) // in a line of its own: that of the progress is gone
+	return err
 }
 
-// withJobs calls do with what jobs need, which ends with the call.
+// withJobs calls do with what jobs need, which ends with the call, as does the line that shows their progress.
 func (b *bucketCommand) withJobs(stderr io.Writer, do func(batch.Options) error) (err error) {
 	if err := b.batch.Validate(); err != nil {
 		return err
@@ -220,79 +219,3 @@ func blockState(l block.Listed, visible bool) string {
 }
 
 func stamp(ms int64) string { return time.UnixMilli(ms).UTC().Format(time.RFC3339) }
-
-// verify reads every block whole, kept level-0 blocks too. A finding is an error.
-func (b *bucketCommand) verify(ctx context.Context, stdout io.Writer) (err error) {
-	bkt, err := b.open()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, bkt.Close()) }()
-	v := verification{stdout: stdout, quarantine: b.quarantine}
-	if err := v.blocks(ctx, bkt, ""); err != nil {
-		return err
-	}
-	if err := v.blocks(ctx, block.Masters(bkt), block.MastersPrefix+"/"); err != nil {
-		return err
-	}
-	fmt.Fprintf(stdout, "%d blocks, %d bad\n", v.seen, v.bad)
-	if v.bad > 0 {
-		return fmt.Errorf("%d of %d blocks are bad", v.bad, v.seen)
-	}
-	return nil
-}
-
-// verification is one 'millrace bucket verify'.
-type verification struct {
-	stdout     io.Writer
-	quarantine bool
-	seen, bad  int
-}
-
-// blocks verifies those of a bucket, which the user knows under a prefix.
-func (v *verification) blocks(ctx context.Context, bkt objstore.Bucket, prefix string) error {
-	lister := block.NewLister(bkt)
-	listed, err := lister.List(ctx)
-	if err != nil {
-		return err
-	}
-	unusable := lister.Bad()
-	ids := slices.AppendSeq(slices.Collect(maps.Keys(listed)), maps.Keys(unusable))
-	slices.SortFunc(ids, ulid.ULID.Compare)
-	for _, id := range ids {
-		v.seen++
-		if errors.Is(unusable[id], block.ErrDownsampled) {
-			fmt.Fprintf(v.stdout, "%s%s  not checked  %v\n", prefix, id, unusable[id])
-			continue
-		}
-		findings, err := block.Verify(ctx, bkt, id)
-		if err != nil {
-			return err // names the block
-		}
-		if err := v.judge(ctx, bkt, prefix, listed[id], id, findings); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// judge prints what was found of a block, and keeps its quarantine in step with that, where asked to.
-func (v *verification) judge(ctx context.Context, bkt objstore.Bucket, prefix string, l block.Listed, id ulid.ULID, findings []block.Finding) error {
-	if len(findings) == 0 {
-		fmt.Fprintf(v.stdout, "%s%s  ok  %d series, %d samples\n", prefix, id, l.Meta.Stats.NumSeries, l.Meta.Stats.NumSamples)
-		if v.quarantine && l.QuarantineMark != nil {
-			fmt.Fprintf(v.stdout, "%s%s  released from quarantine\n", prefix, id)
-			return block.Release(ctx, bkt, id)
-		}
-		return nil
-	}
-	v.bad++
-	for _, f := range findings {
-		fmt.Fprintf(v.stdout, "%s%s  BAD  %s\n", prefix, id, f)
-	}
-	if !v.quarantine || prefix != "" { // no query looks at what is kept below a prefix
-		return nil
-	}
-	fmt.Fprintf(v.stdout, "%s%s  put in quarantine: queries go without it, and warn\n", prefix, id)
-	return block.Quarantine(ctx, bkt, id, findings[0].String())
-}

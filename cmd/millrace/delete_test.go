@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -61,4 +62,37 @@ func TestDeleteSeriesMustBeAllowed(t *testing.T) {
 		require.Equal(t, http.StatusServiceUnavailable, code)
 		require.Contains(t, body, "admin APIs disabled")
 	}
+}
+
+// What is imported lists the deletions from before as no concern of its own. The same deletion once more is a later one, even if nothing was written in between.
+func TestTheSameDeletionAfterAnImport(t *testing.T) {
+	path, address := t.TempDir(), freeAddress(t)
+	serveOn(t, address, "--storage.path="+path, "--self.scrape-interval=0s", "--objstore.sync-interval=1s", "--web.enable-admin-api")
+	root := "http://" + address
+	require.Eventually(t, func() bool { return answers(t, root+"/-/ready") }, 30*time.Second, 20*time.Millisecond)
+	values := func() string { return post(t, root+"/api/v1/query?query=count_over_time(m[10d])&time=1000200000") }
+	remove := func() {
+		code, body := call(t, http.MethodPost, root+"/api/v1/admin/tsdb/delete_series?match[]=m")
+		require.Equal(t, http.StatusNoContent, code, body)
+	}
+	bring := func(at string) {
+		_, errs, code := millrace(t, "import", "openmetrics", "--storage.path="+path, "--import.scratch-path="+t.TempDir(), file(t, "m 1 "+at+"\n# EOF\n"))
+		require.Zero(t, code, errs)
+	}
+	require.Eventually(t, func() bool { // as on a disk that was used before
+		entries, err := os.ReadDir(path + "/bucket")
+		return err == nil && len(entries) > 0
+	}, 30*time.Second, 20*time.Millisecond)
+	bring("1000000000")
+	require.Eventually(t, func() bool { return strings.Contains(values(), `"1"]`) }, 30*time.Second, 50*time.Millisecond)
+	remove()
+	require.NotContains(t, values(), `"1"]`)
+	require.Eventually(t, func() bool {
+		_, body := call(t, http.MethodGet, root+"/api/v1/layers")
+		return strings.Contains(body, `"uploaded":true`)
+	}, 30*time.Second, 20*time.Millisecond)
+	bring("1000100000")
+	require.Eventually(t, func() bool { return strings.Contains(values(), `"1"]`) }, 30*time.Second, 50*time.Millisecond)
+	remove()
+	require.NotContains(t, values(), `"1"]`)
 }

@@ -132,6 +132,16 @@ func TestTheBucketsConfigurationHasTwoNames(t *testing.T) {
 	require.NotContains(t, out, "--bucket.config-file")
 }
 
+// No blocks are deleted at once, as queries may read them; 0 is not taken for what is not set.
+func TestBatchRunRefusesToDeleteAtOnce(t *testing.T) {
+	for value, says := range map[string]string{"0s": "--batch.deletion-delay=0s: must be above 0", "1s": "deletion delay 1s must be at least 4m"} {
+		config := file(t, "type: FILESYSTEM\nconfig: {directory: "+t.TempDir()+"}\n")
+		_, stderr, code := millrace(t, "batch", "run", "--objstore.config-file="+config, "--batch.deletion-delay="+value)
+		require.Equal(t, exitFailed, code)
+		require.Contains(t, stderr, says)
+	}
+}
+
 // A signal ends a run that waits for its bucket, with a code of its own and nothing left in its scratch space.
 func TestASignalEndsBatchRun(t *testing.T) {
 	asked, done := make(chan struct{}, 100), make(chan struct{})

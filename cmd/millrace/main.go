@@ -17,6 +17,7 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/prometheus/common/version"
 
+	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/engine"
 )
 
@@ -36,12 +37,16 @@ func main() {
 // Exit codes. What ended by a signal is as if it had not been begun, and can be run again.
 const (
 	exitFailed      = 1
+	exitElsewhere   = 75  // another process does what is due; sysexits.h has it for what may be tried again later
 	exitInterrupted = 130 // what a shell has for commands that Ctrl-C ended
 )
 
 func exitCode(err error, signalled bool) int {
 	if signalled && errors.Is(err, context.Canceled) {
 		return exitInterrupted
+	}
+	if errors.Is(err, batch.ErrElsewhere) {
+		return exitElsewhere
 	}
 	return exitFailed
 }

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -13,6 +15,8 @@ import (
 
 	"github.com/prometheus/common/version"
 	"github.com/stretchr/testify/require"
+
+	"github.com/millrace/millrace/pkg/batch"
 )
 
 // actAsMillrace makes the test's executable be millrace.
@@ -47,6 +51,14 @@ func TestHelpHasSizesAsErrorsHaveThem(t *testing.T) {
 	require.Contains(t, out, "--ingest.max-body-size=32MB")
 	require.Contains(t, out, "--storage.local-limit=20GB")
 	require.NotContains(t, out, "iB")
+}
+
+func TestExitCodes(t *testing.T) {
+	elsewhere := fmt.Errorf("%w: process 7", batch.ErrElsewhere)
+	require.Equal(t, exitElsewhere, exitCode(elsewhere, false))
+	require.Equal(t, exitFailed, exitCode(errors.New("no bucket"), false))
+	require.Equal(t, exitInterrupted, exitCode(fmt.Errorf("interrupted: %w", context.Canceled), true))
+	require.Equal(t, exitFailed, exitCode(fmt.Errorf("the store gave up: %w", context.Canceled), false))
 }
 
 // The help that an error points to lists what the user was looking for.

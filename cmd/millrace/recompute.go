@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/alecthomas/kingpin/v2"
@@ -54,21 +55,24 @@ func (b *bucketCommand) recompute(ctx context.Context, stdout, stderr io.Writer)
 	if r.min >= r.max {
 		return fmt.Errorf("--min-time=%s is not before --max-time=%s", &r.min, &r.max)
 	}
-	return b.withJobs(stderr, func(o batch.Options) error {
+	var report strings.Builder
+	err := b.withJobs(stderr, func(o batch.Options) error {
 		found, err := engine.Recompute(ctx, o, int64(r.min), int64(r.max), r.dry)
 		impossible := 0
 		for _, f := range found {
-			fmt.Fprintln(stdout, recomputedText(&f, r.dry))
+			fmt.Fprintln(&report, recomputedText(&f, r.dry))
 			if f.Outcome == batch.Impossible {
 				impossible++
 			}
 		}
-		fmt.Fprintf(stdout, "%d compacted blocks, %d of them cannot be built again\n", len(found), impossible)
+		fmt.Fprintf(&report, "%d compacted blocks, %d of them cannot be built again\n", len(found), impossible)
 		if impossible > 0 {
 			err = errors.Join(err, fmt.Errorf("%d of %d blocks cannot be built again", impossible, len(found)))
 		}
 		return err
 	})
+	fmt.Fprint(stdout, report.String())
+	return err
 }
 
 // recomputedText is one line for people.

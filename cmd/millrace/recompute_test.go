@@ -1,9 +1,11 @@
 package main
 
 import (
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -35,8 +37,8 @@ func TestRecomputeCommand(t *testing.T) {
 	require.Contains(t, out, "0 of them cannot be built again\n")
 
 	// A damaged block is found and taken out of answers, and let back in when it is whole again.
-	for dir, m := range metas(t, path) {
-		name := filepath.Join(dir, "chunks", "000001")
+	for _, m := range block.Visible(slices.Collect(maps.Values(metas(t, path)))) {
+		name := filepath.Join(path, "bucket", m.ULID.String(), "chunks", "000001")
 		whole, err := os.ReadFile(name)
 		require.NoError(t, err)
 		raw := append([]byte(nil), whole...)

@@ -31,6 +31,6 @@
 // Concurrency: Plan is pure. A Runner may be used by any number of goroutines; Run calls take turns (Runner.turn, a
 // channel of capacity one, so that waiting can be cancelled), Status needs only Runner.mu, which guards the history of
 // jobs and the quarantine and is never held during I/O. Runners in other processes need not be locked out: two at work on
-// the same bucket may leave duplicates, which later jobs merge, but never lose a sample. The Runner owns its scratch
+// the same bucket may leave duplicates, which later jobs merge, but never lose a sample. A lease (Options.Lease) saves them the work. The Runner owns its scratch
 // folder and closes nothing that it was given.
 package batch

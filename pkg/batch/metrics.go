@@ -11,6 +11,7 @@ import (
 // Metrics are those of runners. One set may serve several runners one after the other.
 type Metrics struct {
 	runs, runFailures prometheus.Counter
+	elsewhere         prometheus.Counter
 	runSeconds        prometheus.Histogram
 	lastSuccess       prometheus.Gauge
 	jobs              *prometheus.CounterVec
@@ -45,6 +46,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		runs:        counter("runs_total", "Runs of the batch layer."),
 		runFailures: counter("run_failures_total", "Runs of the batch layer in which something failed."),
+		elsewhere:   counter("runs_elsewhere_total", "Runs of the batch layer that left jobs to another process."),
 		runSeconds: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "millrace_batch_run_duration_seconds", Help: "Time that runs of the batch layer took.",
 			Buckets: prometheus.ExponentialBuckets(0.1, 4, 9),
@@ -68,7 +70,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		mismatches:   counter("mismatches_total", "Blocks that were written and found to differ from what they were made of, before they replaced anything."),
 		tombstones:   counter("tombstones_removed_total", "Deletions of series of which nothing is left to be hidden."),
 		quarantined: f.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_batch_blocks_quarantined", Help: "Blocks that cannot be read and take part in no job.",
+			Name: "millrace_batch_blocks_quarantined", Help: "Blocks that take part in no job because they are damaged: found by a job, or marked in the bucket.",
 		}),
 	}
 	m.gauge(f, "jobs_planned", "Batch jobs that wait for the one that runs.", func(s *JobStatus) float64 { return oneIf(s.State == Planned) })

@@ -61,10 +61,16 @@ func (r *Runner) RecomputeRange(ctx context.Context, mint, maxt int64, dry bool)
 	if err := cleanScratch(r.o.ScratchDir); err != nil {
 		return nil, err
 	}
-	u := &run{Runner: r, failed: map[ulid.ULID]bool{}, attempts: map[string]int{}}
+	u := r.newRun(true)
+	defer u.dropLeases()
 	l, err := u.list(ctx, nil)
 	if err != nil {
 		return nil, err
+	}
+	if !dry {
+		if l, err = u.leaseRange(ctx, l, mint, maxt); err != nil {
+			return nil, err
+		}
 	}
 	stock, err := u.stock(ctx, l)
 	if err != nil {
@@ -92,6 +98,21 @@ func (r *Runner) RecomputeRange(ctx context.Context, mint, maxt int64, dry bool)
 		errs = append(errs, u.markReplaced(ctx))
 	}
 	return out, errors.Join(errs...)
+}
+
+// leaseRange takes the leases of all writers that have blocks in a range. It returns a listing from after that.
+func (u *run) leaseRange(ctx context.Context, l *listing, mint, maxt int64) (*listing, error) {
+	waited := false
+	for _, m := range visible(l.blocks) {
+		if m.Level() > 0 && m.Overlaps(mint, maxt-1) {
+			_, fresh := u.ensure(ctx, &m)
+			waited = waited || fresh
+		}
+	}
+	if !waited {
+		return l, ctx.Err()
+	}
+	return u.list(ctx, nil)
 }
 
 // markReplaced marks what was swapped, so that nobody has to wait for the next run.

@@ -45,8 +45,8 @@ func restored(listed []block.Listed) map[ulid.ULID]bool {
 	return out
 }
 
-// unmark takes back the deletion marks of replaced blocks that answer again since what replaced them is in quarantine. They are not deleted on the
-// strength of this listing, even if that fails.
+// unmark takes back the deletion marks of replaced blocks that answer again since what replaced them is in quarantine, and of those that a wrong clock had
+// taken for older than they are. They are not deleted on the strength of this listing, even if that fails.
 func (u *run) unmark(ctx context.Context, l *listing) error {
 	answer, _ := answering(l.blocks)
 	again := ids(answer)
@@ -59,7 +59,13 @@ func (u *run) unmark(ctx context.Context, l *listing) error {
 	}
 	var errs []error
 	for i, b := range l.blocks {
-		if b.DeletionMark == nil || b.DeletionMark.Details != replacedDetails || !again[b.Meta.ULID] {
+		if b.DeletionMark == nil {
+			continue
+		}
+		reason := "what replaced it is in quarantine"
+		if u.reprieve(&b, l.at) {
+			reason = "it is not beyond retention by the clock of now"
+		} else if b.DeletionMark.Details != replacedDetails || !again[b.Meta.ULID] {
 			continue
 		}
 		l.blocks[i].DeletionMark = nil
@@ -67,7 +73,7 @@ func (u *run) unmark(ctx context.Context, l *listing) error {
 			errs = append(errs, err)
 			continue
 		}
-		u.log.Info("a block stays, as what replaced it is in quarantine", "block", b.Meta.ULID)
+		u.log.Info("a block that was marked for deletion stays", "block", b.Meta.ULID, "reason", reason)
 	}
 	return errors.Join(errs...)
 }

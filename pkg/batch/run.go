@@ -18,6 +18,7 @@ import (
 	"github.com/thanos-io/objstore"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/claim"
 	"github.com/millrace/millrace/pkg/tombstone"
 )
 
@@ -61,8 +62,10 @@ type Options struct {
 	Room func() (bytes int64, known bool)
 	// Uploading says whether a block is being uploaded by this process just now; nil says no.
 	Uploading func(ulid.ULID) bool
-	Metrics   *Metrics
-	Logger    *slog.Logger
+	// Lease keeps others with a lease from doing the same work at the same time; nil lets them.
+	Lease   *Lease
+	Metrics *Metrics
+	Logger  *slog.Logger
 	// Now is the clock, time.Now if nil.
 	Now func() time.Time
 }
@@ -87,6 +90,7 @@ type Runner struct {
 	history    []JobStatus
 	quarantine map[ulid.ULID]QuarantinedBlock
 	failures   map[string]int // by id of the job, how often since it was last done
+	claimants  []*claim.Claimant
 }
 
 // NewRunner checks the options. It makes no request.
@@ -113,6 +117,9 @@ func NewRunner(o Options) (*Runner, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Lease != nil && o.Lease.Times == (claim.Times{}) {
+		o.Lease = &Lease{Identity: o.Lease.Identity, Times: DefaultLeaseTimes()}
+	}
 	r := &Runner{
 		o: o, config: c, metrics: o.Metrics, log: o.Logger, now: o.Now,
 		found: findings{}, tombstones: tombstone.NewStore(o.Bucket),
@@ -126,12 +133,14 @@ func NewRunner(o Options) (*Runner, error) {
 type Summary struct {
 	// Jobs that were done, that failed, and that were given up because others had done their work.
 	Jobs, Failed, Abandoned int
+	// Elsewhere is how many that were due are left to another process.
+	Elsewhere int
 	// Written blocks and the samples in them.
 	Written int
 	Samples uint64
 	// Marked for deletion and deleted blocks, superseded level-0 blocks that are kept elsewhere, abandoned uploads that were removed.
 	Marked, Deleted, Kept, Partial int
-	// Quarantined blocks at the end of the run.
+	// Quarantined blocks at the end of the run, by what jobs found or by marks in the bucket.
 	Quarantined int
 	Took        time.Duration
 }
@@ -140,11 +149,14 @@ type Summary struct {
 func (s Summary) String() string {
 	out := fmt.Sprintf("%d jobs done, %d failed, %d abandoned; %d blocks with %d samples written; %d blocks marked for deletion, %d deleted, %d partial uploads removed",
 		s.Jobs, s.Failed, s.Abandoned, s.Written, s.Samples, s.Marked, s.Deleted, s.Partial)
+	if s.Elsewhere > 0 {
+		out += fmt.Sprintf("; %d jobs left to another process", s.Elsewhere)
+	}
 	if s.Kept > 0 {
 		out += fmt.Sprintf("; %d superseded level-0 blocks kept", s.Kept)
 	}
 	if s.Quarantined > 0 {
-		out += fmt.Sprintf("; %d blocks cannot be read", s.Quarantined)
+		out += fmt.Sprintf("; %d blocks are in quarantine", s.Quarantined)
 	}
 	return out + fmt.Sprintf("; took %s", s.Took.Round(time.Millisecond))
 }
@@ -155,6 +167,9 @@ func (s Summary) String() string {
 //
 // A job that fails does not stop the others; the error names all that failed. After an error, also of ctx, the bucket holds
 // all samples as before, and the next run takes up what was left. Calls take turns.
+//
+// Jobs of a writer on whose blocks another process is at work are left to it: then the error is ErrElsewhere, unless something failed. With force, the run
+// waits for that process instead and does what that has left.
 func (r *Runner) Run(ctx context.Context, force bool) (Summary, error) {
 	select {
 	case r.turn <- struct{}{}:
@@ -163,10 +178,10 @@ func (r *Runner) Run(ctx context.Context, force bool) (Summary, error) {
 		return Summary{}, ctx.Err()
 	}
 	began := r.now()
-	u := &run{Runner: r, force: force, failed: map[ulid.ULID]bool{}, attempts: map[string]int{}}
+	u := r.newRun(force)
 	err := u.all(ctx)
+	u.dropLeases()
 	r.setPlanned(nil)
-	u.summary.Quarantined = len(r.Quarantined())
 	u.summary.Took = r.now().Sub(began)
 	r.metrics.runs.Inc()
 	r.metrics.runSeconds.Observe(u.summary.Took.Seconds())
@@ -174,8 +189,23 @@ func (r *Runner) Run(ctx context.Context, force bool) (Summary, error) {
 		r.metrics.runFailures.Inc()
 		return u.summary, err
 	}
+	if left := u.elsewhere(); left != nil {
+		r.metrics.elsewhere.Inc()
+		return u.summary, left
+	}
 	r.metrics.lastSuccess.Set(float64(r.now().UnixMilli()) / 1e3)
 	return u.summary, nil
+}
+
+// newRun is called by whoever has the turn.
+func (r *Runner) newRun(force bool) *run {
+	r.mu.Lock()
+	r.claimants = nil
+	r.mu.Unlock()
+	return &run{
+		Runner: r, force: force, failed: map[ulid.ULID]bool{}, attempts: map[string]int{},
+		leases: leases{held: map[string]*lease{}, elsewhere: map[string]error{}},
+	}
 }
 
 // run is one call of Run.
@@ -189,6 +219,7 @@ type run struct {
 	quarantined map[ulid.ULID]bool
 	// attempts counts how often a job, by id, was begun.
 	attempts map[string]int
+	leases   leases
 }
 
 // maxAttempts is how often one run begins the same job. The first attempt may find its inputs gone because the listing was
@@ -223,16 +254,21 @@ func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
 			return nil, errors.Join(append(errs, err)...)
 		}
 		u.before, u.quarantined = now.writers, now.quarantined()
+		u.countQuarantined(now)
 		if err := u.unmark(ctx, now); err != nil {
 			errs = append(errs, err)
 		}
 		if now.inTheWay != nil {
 			return now, errors.Join(append(errs, now.inTheWay)...)
 		}
-		jobs := u.worthwhile(ctx, u.plan(before, now), now)
+		jobs, fresh := u.lease(ctx, u.worthwhile(ctx, u.plan(before, now), now))
+		if fresh {
+			before = now.writers
+			continue
+		}
 		u.setPlanned(jobs)
 		for i := range jobs {
-			if u.now().Sub(now.at) > staleAfter {
+			if u.now().Sub(now.at) > staleAfter || !u.leased(&jobs[i]) {
 				break
 			}
 			if err := u.job(ctx, &jobs[i], now); err != nil {
@@ -487,7 +523,21 @@ func (r *Runner) quarantineBlock(id ulid.ULID, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.quarantine[id] = QuarantinedBlock{ID: id, Until: r.now().Add(quarantineTime), Error: err.Error()}
-	r.metrics.quarantined.Set(float64(len(r.quarantine)))
+}
+
+// countQuarantined counts the blocks that take part in no job because they are damaged: by what the runner has found, and by their marks in the bucket. Those that
+// have been replaced do no harm any more.
+func (u *run) countQuarantined(l *listing) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := 0
+	for _, m := range visible(l.blocks) {
+		if _, found := u.quarantine[m.ULID]; found || u.quarantined[m.ULID] {
+			n++
+		}
+	}
+	u.summary.Quarantined = n
+	u.metrics.quarantined.Set(float64(n))
 }
 
 // endQuarantines lets blocks be tried again after some time.
@@ -495,7 +545,6 @@ func (r *Runner) endQuarantines() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	maps.DeleteFunc(r.quarantine, func(_ ulid.ULID, q QuarantinedBlock) bool { return !r.now().Before(q.Until) })
-	r.metrics.quarantined.Set(float64(len(r.quarantine)))
 }
 
 // cleanScratch removes what a run before has left: folders that are named as blocks are, and nothing else.

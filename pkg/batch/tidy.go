@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -99,7 +100,7 @@ func (u *run) mark(ctx context.Context, l *listing) error {
 	kept := slices.DeleteFunc(visible(l.blocks), func(m block.Meta) bool {
 		old := expired(&m, l.at.UnixMilli(), u.config.Retention)
 		if old {
-			mark(m.ULID, reasonRetention, fmt.Sprintf("all samples are older than the retention of %s", u.config.Retention))
+			mark(m.ULID, reasonRetention, fmt.Sprintf(expiredDetails+"%s", u.config.Retention))
 		}
 		return old
 	})
@@ -157,7 +158,7 @@ func (u *run) deleteMarked(ctx context.Context, l *listing) error {
 	for i, b := range l.blocks {
 		metas = append(metas, b.Meta)
 		left[b.Meta.ULID] = &l.blocks[i].Meta
-		due[b.Meta.ULID] = b.DeletionMark != nil && u.now().Sub(time.Unix(b.DeletionMark.DeletionTime, 0)) > u.config.DeletionDelay
+		due[b.Meta.ULID] = b.DeletionMark != nil && u.now().Sub(time.Unix(b.DeletionMark.DeletionTime, 0)) > u.grace(b.DeletionMark)
 	}
 	live := ids(block.Visible(metas))
 	var errs []error
@@ -173,6 +174,30 @@ func (u *run) deleteMarked(ctx context.Context, l *listing) error {
 		delete(left, id)
 	}
 	return errors.Join(errs...)
+}
+
+// expiredDetails is how a deletion mark begins that says of a block that it is beyond retention.
+const expiredDetails = "all samples are older than the retention of "
+
+// clockGrace is how long a block that is beyond retention by the clock is kept at least, for somebody to notice that the clock is wrong.
+const clockGrace = 24 * time.Hour
+
+// grace is how long a block stays after it was marked. What a clock alone has condemned is the only copy of its samples: it stays for a day, or for as long
+// again as samples are kept where that is less. When the clock is right again, the mark is taken back; see reprieve.
+func (u *run) grace(mark *block.DeletionMark) time.Duration {
+	if !strings.HasPrefix(mark.Details, expiredDetails) {
+		return u.config.DeletionDelay
+	}
+	grace := clockGrace
+	if r := u.config.Retention; r > 0 {
+		grace = min(grace, r)
+	}
+	return max(u.config.DeletionDelay, grace)
+}
+
+// reprieve says whether a block was marked as beyond retention and is not, by the clock and the setting of today. A run without retention cannot tell.
+func (u *run) reprieve(b *block.Listed, now time.Time) bool {
+	return u.config.Retention > 0 && strings.HasPrefix(b.DeletionMark.Details, expiredDetails) && !expired(&b.Meta, now.UnixMilli(), u.config.Retention)
 }
 
 // deletePartials removes folders without meta.json that nobody has touched for long: what interrupted uploads and deletions

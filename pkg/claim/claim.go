@@ -1,5 +1,5 @@
 // Package claim lets one writer at a time bring blocks with the same external labels to a bucket. Two of them would each count generations by
-// itself, and the order of acceptance, by which a duplicate sample is decided, would be lost.
+// itself, and the order of acceptance, by which a duplicate sample is decided, would be lost. Leases of batch jobs are claims, too, in a folder of their own.
 //
 // The one idea: object stores have no lock, but what was written is listed. So every process writes an object of its own only, named after a term
 // and after itself, and looks at the others' after it has written. Of two that claim at the same time, whichever writes last sees the other; a
@@ -74,6 +74,7 @@ func DefaultTimes() Times {
 type Options struct {
 	Bucket   objstore.Bucket
 	Labels   map[string]string // what is claimed: the external labels of the blocks
+	Folder   string            // where claims of its kind are in the bucket, Folder if empty
 	Identity Identity
 	Times    Times
 	// Now is a clock that is not set back, time.Now if nil.
@@ -149,7 +150,7 @@ func New(o Options) *Claimant {
 	if o.Wall == nil {
 		o.Wall = time.Now
 	}
-	return &Claimant{o: o, dir: folder(o.Labels), session: ulid.Make(), turn: make(chan struct{}, 1), seen: map[string]sight{}, state: Unknown}
+	return &Claimant{o: o, dir: folder(cmp.Or(o.Folder, Folder), o.Labels), session: ulid.Make(), turn: make(chan struct{}, 1), seen: map[string]sight{}, state: Unknown}
 }
 
 // Step renews the claim if it is one's own, and else looks whether it may be had. An error is one of the bucket; whether the claim is held is to

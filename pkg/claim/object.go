@@ -18,7 +18,7 @@ import (
 	"github.com/thanos-io/objstore"
 )
 
-// Folder is where claims are in a bucket. It is no block's name, so that readers of blocks pass it over.
+// Folder is where writers' claims are in a bucket. It is no block's name, so that readers of blocks pass it over.
 const Folder = "millrace/writers"
 
 const (
@@ -69,11 +69,11 @@ type sight struct {
 	changed bool
 }
 
-// folder is where claims of these labels are.
-func folder(labels map[string]string) string {
+// folder is where claims of these labels are, below that of all claims of their kind.
+func folder(kind string, labels map[string]string) string {
 	raw, _ := json.Marshal(labels) // a map of strings, sorted by name: it cannot fail
 	sum := sha256.Sum256(raw)
-	return path.Join(Folder, hex.EncodeToString(sum[:16]))
+	return path.Join(kind, hex.EncodeToString(sum[:16]))
 }
 
 func (c *Claimant) objectName(term uint64) string {

@@ -102,7 +102,9 @@ func (e appender) Known() ingest.Known {
 // apply puts a logged request into memory; a replay takes the same way.
 func (e *Engine) apply(g *generation, index uint64, b *ingest.Batch) {
 	g.mem.Append(index, b)
-	e.exemplars.add(b, g.deleted)
+	if e.exemplars.add(b, g.deleted) {
+		g.exemplars.Store(true)
+	}
 	e.metadata.add(b)
 }
 

@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
+	"github.com/oklog/ulid/v2"
+
 	"github.com/millrace/millrace/pkg/batch"
+	"github.com/millrace/millrace/pkg/claim"
 )
 
 // runBatchOnSchedule looks for due jobs at each interval.
@@ -31,7 +35,12 @@ func (e *Engine) runBatchOnSchedule(ctx context.Context) {
 
 func (e *Engine) runJobs(ctx context.Context, force bool) error {
 	defer collector.save()()
-	if _, err := e.data.runner.Run(ctx, force); err != nil {
+	_, err := e.data.runner.Run(ctx, force)
+	if errors.Is(err, batch.ErrElsewhere) { // layers say so
+		e.logger.Info("a round of batch jobs is left out", "reason", err)
+		err = nil
+	}
+	if err != nil {
 		return fmt.Errorf("run batch jobs: %w", err)
 	}
 	return e.syncBucket(ctx)
@@ -119,7 +128,8 @@ func (c *Config) batchConfig() batch.Config {
 	return b
 }
 
-// RunJobs runs due jobs against a bucket without an engine: what 'millrace batch run' does.
+// RunJobs runs due jobs against a bucket without an engine: what 'millrace batch run' does. Those of writers on whose blocks another process is at
+// work are left to it, and the error is batch.ErrElsewhere; with force, its end is waited for.
 func RunJobs(ctx context.Context, o batch.Options, force bool) (batch.Summary, error) {
 	r, err := newRunner(o)
 	if err != nil {
@@ -133,6 +143,11 @@ func newRunner(o batch.Options) (*batch.Runner, error) {
 	if o.Room == nil {
 		o.Room = func() (int64, bool) { return roomBelow(o.ScratchDir) }
 	}
+	host, err := os.Hostname()
+	if err != nil && o.Logger != nil {
+		o.Logger.Warn("the host's name is not known; leases in the bucket do not tell it", "err", err)
+	}
+	o.Lease = &batch.Lease{Identity: claim.Identity{Instance: ulid.Make().String(), Host: host, PID: os.Getpid()}}
 	return batch.NewRunner(o)
 }
 

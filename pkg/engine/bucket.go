@@ -275,10 +275,15 @@ func (e *Engine) openBucket(d *dataPath) error {
 	if err := e.openIndexes(d); err != nil {
 		return errors.Join(err, d.bucket.Close())
 	}
+	return nil
+}
+
+// openRunner makes the runner of batch jobs, whose leases are taken in the name of the claimant.
+func (e *Engine) openRunner(d *dataPath) (err error) {
 	d.runner, err = batch.NewRunner(batch.Options{
 		Bucket: d.bucket, Lister: d.lister, ScratchDir: filepath.Join(d.path, scratchDir),
 		Config: e.cfg.batchConfig(), Labels: e.cfg.Storage.externalLabels(), Uploaded: e.uploadedUpTo, Uploading: e.uploading,
-		Room: e.scratchRoom, Metrics: e.batchMetrics, Logger: e.logger,
+		Room: e.scratchRoom, Lease: &batch.Lease{Identity: d.identity, Times: e.cfg.leases}, Metrics: e.batchMetrics, Logger: e.logger,
 	})
 	return err
 }

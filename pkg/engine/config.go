@@ -43,8 +43,9 @@ type Config struct {
 	LogLevel    string
 	LogFormat   string
 
-	// For tests: the times of the writer's claim, and its clock.
+	// For tests: the times of the writer's claim and of leases, and the clock of the former.
 	claims claim.Times
+	leases claim.Times
 	clock  func() time.Time
 }
 
@@ -127,7 +128,7 @@ func (c *Config) Flags(cmd flagger) {
 	durationVar(cmd.Flag("query.timeout", "Longest time a query may take."), 2*time.Minute, &c.Query.Timeout)
 	named(cmd.Flag("query.max-samples", "Most samples one query may hold in memory.").Default("50000000"), (*intValue)(&c.Query.MaxSamples))
 	named(cmd.Flag("query.max-concurrency", "Most queries that run at once.").Default("20"), (*intValue)(&c.Query.MaxConcurrency))
-	durationVar(cmd.Flag("query.lookback-delta", "How long a sample stays current."), 5*time.Minute, &c.Query.LookbackDelta)
+	durationVar(cmd.Flag("query.lookback-delta", "How long a sample stays current; 0 is 5m, as in Prometheus."), 5*time.Minute, &c.Query.LookbackDelta)
 	bytesVar(cmd.Flag("query.memory-limit", "Most memory that all running queries together may need; 0 is a quarter of the memory limit."), 0, &c.Query.MemoryLimit)
 	bytesVar(cmd.Flag("query.max-bucket-size", "Most bytes that one query may fetch from the bucket, which does not count what is cached; 0 is no limit."), 0, &c.Query.MaxBucketBytes)
 	named(cmd.Flag("enable-feature", "Comma-separated names of PromQL features, as in Prometheus."), (*listValue)(&c.Query.Features))

@@ -85,6 +85,7 @@ func TestTheCommandLineAndTheFile(t *testing.T) {
 		{name: "more than all", args: []string{"--batch.late-merge-share=1.5"}, err: "--batch.late-merge-share=1.5: must be above 0 and at most 1"},
 		{name: "share that is none", args: []string{"--batch.late-merge-share=NaN"}, err: "--batch.late-merge-share=NaN: must be a number"},
 		{name: "late samples for ever", args: []string{"--batch.late-merge-age=0s"}, err: "--batch.late-merge-age=0s: must be above 0"},
+		{name: "deletion at once", args: []string{"--batch.deletion-delay=0s"}, err: "--batch.deletion-delay"},
 		{name: "deletion before queries end", args: []string{"--batch.deletion-delay=1m"}, err: "--batch.deletion-delay"},
 		{name: "too little retention", args: []string{"--storage.retention.time=1h"}, err: "--storage.retention.time"},
 		{name: "no queries", args: []string{"--query.max-concurrency=0"}, err: "--query.max-concurrency"},
@@ -212,4 +213,14 @@ func TestGrafanasSettings(t *testing.T) {
 			}
 		})
 	}
+}
+
+// As in Prometheus, no lookback delta is the default one.
+func TestALookbackDeltaOfZeroIsTheDefault(t *testing.T) {
+	e := startEngine(t, testConfig(t, t.TempDir(), "--query.lookback-delta=0s"))
+	now := time.Now().UnixMilli()
+	write(t, e, "a", point{now - 5*time.Minute.Milliseconds() - 1, 1})
+	require.Empty(t, answered(t, e, "m", now))
+	write(t, e, "a", point{now - 5*time.Minute.Milliseconds() + 1, 1})
+	require.Len(t, answered(t, e, "m", now), 1)
 }

@@ -48,6 +48,8 @@ func (b *BatchConfig) Validate() error {
 	switch {
 	case b.MemoryLimit < 64<<20:
 		return fmt.Errorf("--batch.memory-limit=%s: must be at least 64MB", sizeText(b.MemoryLimit))
+	case b.DeletionDelay <= 0:
+		return fmt.Errorf("--batch.deletion-delay=%s: must be above 0, or queries lose blocks that they read", b.DeletionDelay)
 	case b.EraseDelay <= 0:
 		return fmt.Errorf("--batch.erase-delay=%s: must be above 0", b.EraseDelay)
 	case b.MaxBlockSize < 1<<20:

@@ -34,12 +34,13 @@ type deletions struct {
 	mu       sync.Mutex
 	known    map[ulid.ULID]*tombstone.Tombstone
 	inBucket map[ulid.ULID]bool // those that the bucket was seen to have, or that were put there
+	private  map[ulid.ULID]bool // those made by this process and never sent to the bucket: no import can have taken them for earlier ones
 }
 
 func newDeletions(path string, store *tombstone.Store, set *serving.Set, gauge prometheus.Gauge) *deletions {
 	return &deletions{
 		dir: filepath.Join(path, tombstonesDir), store: store, set: set, gauge: gauge,
-		known: map[ulid.ULID]*tombstone.Tombstone{}, inBucket: map[ulid.ULID]bool{},
+		known: map[ulid.ULID]*tombstone.Tombstone{}, inBucket: map[ulid.ULID]bool{}, private: map[ulid.ULID]bool{},
 	}
 }
 
@@ -124,6 +125,27 @@ func (d *deletions) add(ts []*tombstone.Tombstone) {
 	}
 }
 
+// begin adds a tombstone of which nobody else can know yet.
+func (d *deletions) begin(t *tombstone.Tombstone) {
+	d.mu.Lock()
+	d.private[t.ID] = true
+	d.mu.Unlock()
+	d.add([]*tombstone.Tombstone{t})
+}
+
+// covers says whether a tombstone would hide nothing that another one does not hide already. Another one that may be in the bucket does not count: what has been
+// imported since lists it as earlier.
+func (d *deletions) covers(t *tombstone.Tombstone) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id := range d.private {
+		if k := d.known[id]; k != nil && k.Same(t) {
+			return true
+		}
+	}
+	return false
+}
+
 // show lets queries know. The lock is held.
 func (d *deletions) show() {
 	d.set.Delete(d.sorted())
@@ -139,6 +161,12 @@ func (d *deletions) all() []*tombstone.Tombstone {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.sorted()
+}
+
+func (d *deletions) count() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.known)
 }
 
 // missing returns those of ts that are not known.
@@ -162,6 +190,9 @@ func (d *deletions) upload(ctx context.Context) error {
 		if there[t.ID] {
 			continue
 		}
+		d.mu.Lock()
+		delete(d.private, t.ID) // whatever becomes of the request
+		d.mu.Unlock()
 		if err := d.store.Put(ctx, t); err != nil {
 			return err
 		}
@@ -341,9 +372,8 @@ func (e *Engine) DeleteSeries(ctx context.Context, d Deletion) error {
 	if now, err := e.data.claim.Held(); err == nil && now != claimed {
 		return unavailable("this server has just become the bucket's writer", refusedFor)
 	}
-	known := e.data.deletions.all()
-	if limit := e.cfg.Storage.MaxTombstones; len(known) >= limit {
-		return fmt.Errorf("%w: %d, --storage.max-tombstones is %d; 'millrace batch run --force' and clean_tombstones erase what they may", ErrTooManyTombstones, len(known), limit)
+	if limit, n := e.cfg.Storage.MaxTombstones, e.data.deletions.count(); n >= limit {
+		return fmt.Errorf("%w: %d, --storage.max-tombstones is %d; 'millrace batch run --force' and clean_tombstones erase what they may", ErrTooManyTombstones, n, limit)
 	}
 	generation, err := e.lastAccepted()
 	if err != nil {
@@ -354,7 +384,7 @@ func (e *Engine) DeleteSeries(ctx context.Context, d Deletion) error {
 		return err
 	}
 	t.Instance = e.instance()
-	if slices.ContainsFunc(known, t.Same) {
+	if e.data.deletions.covers(t) {
 		return nil // nothing was accepted since
 	}
 	// The exemplars have no generation, so they go at once. They go first: what a crash leaves is a deletion that was not answered.
@@ -364,7 +394,7 @@ func (e *Engine) DeleteSeries(ctx context.Context, d Deletion) error {
 	if err := e.data.deletions.save(t); err != nil {
 		return err
 	}
-	e.data.deletions.add([]*tombstone.Tombstone{t})
+	e.data.deletions.begin(t)
 	e.metrics.deletions.Inc()
 	e.logger.Info("deleted series", "tombstone", t.ID, "match", t.Selectors, "from", stamp(t.MinTime), "to", stamp(t.MaxTime), "generation", t.Generation)
 	signal(e.uploadable)
@@ -388,7 +418,7 @@ func (e *Engine) lastAccepted() (uint64, error) {
 	if g == nil {
 		return 0, errStopping
 	}
-	if g.mem.Stats().Samples == 0 {
+	if g.mem.Stats().Samples == 0 && !g.exemplars.Load() {
 		return g.Number - 1, nil
 	}
 	if err := e.rotate(); err != nil {

@@ -10,8 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang/snappy"
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/prompb"
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace/millrace/pkg/block"
@@ -370,4 +372,30 @@ func TestWhatLayersTellOfDeletions(t *testing.T) {
 	require.Equal(t, []string{fmt.Sprintf(`{series="%d"}`, shownTombstones), `{series="z"}`}, newest.Match)
 	require.Equal(t, now-10, newest.MinTime)
 	require.Equal(t, 1, newest.Remaining)
+}
+
+// A request may bring exemplars and nothing else: what was answered before a deletion does not come back from the log.
+func TestADeletionTakesExemplarsThatCameAlone(t *testing.T) {
+	path := t.TempDir()
+	e := startEngine(t, testConfig(t, path))
+	now := time.Now().UnixMilli()
+	alone := func(at int64) {
+		raw, err := (&prompb.WriteRequest{Timeseries: []prompb.TimeSeries{{
+			Labels:    []prompb.Label{{Name: "__name__", Value: "m"}, {Name: "series", Value: "a"}},
+			Exemplars: []prompb.Exemplar{{Value: 1, Timestamp: at}},
+		}}}).Marshal()
+		require.NoError(t, err)
+		_, err = e.receiver.Ingest(t.Context(), ingest.V1, snappy.Encode(nil, raw))
+		require.NoError(t, err)
+	}
+	alone(now - 1000)
+	require.Len(t, e.exemplars.all(), 1)
+	deleteAll(t, e, series("a"))
+	require.Empty(t, e.exemplars.all())
+	again := startEngine(t, testConfig(t, copyOf(t, path))) // as after a crash
+	require.Empty(t, again.exemplars.all())
+	alone(now)
+	stopEngine(t, e)
+	e = startEngine(t, testConfig(t, path))
+	require.Len(t, e.exemplars.all(), 1, "what came later stays")
 }

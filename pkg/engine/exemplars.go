@@ -70,11 +70,11 @@ func newRing(size int64) (*tsdb.CircularExemplarStorage, error) {
 	return ring, nil
 }
 
-// add keeps a request's exemplars but those that were deleted. One that the ring does not want is counted; the samples beside it are not touched
-// by that.
-func (x *exemplars) add(b *ingest.Batch, deleted *tombstone.Filter) {
+// add keeps a request's exemplars but those that were deleted, and says whether it has any. One that the ring does not want is counted; the samples beside it are
+// not touched by that.
+func (x *exemplars) add(b *ingest.Batch, deleted *tombstone.Filter) bool {
 	if x.size <= 0 || !slices.ContainsFunc(b.Series, func(s ingest.Series) bool { return len(s.Exemplars) > 0 }) {
-		return
+		return false
 	}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -95,6 +95,7 @@ func (x *exemplars) add(b *ingest.Batch, deleted *tombstone.Filter) {
 		}
 		x.changed.Store(true)
 	}
+	return true
 }
 
 // ExemplarQuerier implements storage.ExemplarQueryable.

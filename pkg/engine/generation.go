@@ -7,6 +7,7 @@ import (
 	"math"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -125,6 +126,8 @@ type generation struct {
 	stored       tombstone.Stored
 	// deleted hides exemplars while the log is read back.
 	deleted *tombstone.Filter
+	// exemplars says that the log brings some back, even if there are no samples.
+	exemplars atomic.Bool
 }
 
 func (g *generation) name() string { return fmt.Sprintf("%020d", g.Number) }

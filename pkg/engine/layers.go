@@ -22,7 +22,9 @@ type Layers struct {
 	Tombstones  Tombstones         `json:"tombstones"`
 	HAClusters  []ingest.HACluster `json:"haClusters"` // the last 1,000 of which something was stored
 	Writer      claim.Status       `json:"writer"`
-	Problems    map[string]string  `json:"problems"`
+	// Leases of batch jobs that run or wait here, and of those that the latest run left to another process.
+	Leases   []claim.Status    `json:"leases"`
+	Problems map[string]string `json:"problems"`
 }
 
 // GenerationInfo is one generation in memory.
@@ -79,7 +81,7 @@ type LocalInfo struct {
 
 // Layers describes what the layers hold at this moment.
 func (e *Engine) Layers() Layers {
-	l := Layers{Generations: []GenerationInfo{}, Blocks: []BlockInfo{}, Jobs: []batch.JobStatus{}, Problems: map[string]string{}}
+	l := Layers{Generations: []GenerationInfo{}, Blocks: []BlockInfo{}, Jobs: []batch.JobStatus{}, Leases: []claim.Status{}, Problems: map[string]string{}}
 	l.Tombstones.Newest = []TombstoneInfo{}
 	l.HAClusters = e.receiver.HAClusters()
 	e.mu.Lock()
@@ -112,7 +114,7 @@ func (e *Engine) Layers() Layers {
 	if h := e.horizon(); h != minTime {
 		l.Watermarks.Horizon = &h
 	}
-	l.Bucket, l.Writer = e.data.synced.info(), e.data.claim.Status()
+	l.Bucket, l.Writer, l.Leases = e.data.synced.info(), e.data.claim.Status(), e.data.runner.Leases()
 	if u := e.disk.Load(); u != nil {
 		l.Local = LocalInfo{Bytes: u.used, Limit: u.limit, Free: u.free}
 	}

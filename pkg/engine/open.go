@@ -58,6 +58,7 @@ type dataPath struct {
 	synced     *bucketState
 	deletions  *deletions
 	begun      map[uint64]bool // generations that have a log and already some blocks
+	identity   claim.Identity
 	claim      *claim.Claimant
 	cutOff     atomic.Bool // an upload was given up half-way by a stop
 
@@ -180,7 +181,7 @@ func (e *Engine) openPath() (*dataPath, error) {
 		lock.release()
 		return nil, settingsError{err}
 	}
-	if d.claim, err = e.newClaimant(d); err != nil {
+	if err := errors.Join(e.openClaim(d), e.openRunner(d)); err != nil {
 		lock.release()
 		return nil, errors.Join(err, d.bucket.Close())
 	}

@@ -38,11 +38,11 @@ type instance struct {
 	ID      ulid.ULID `json:"instance"`
 }
 
-// newClaimant makes the claimant of a data path whose lock is held.
-func (e *Engine) newClaimant(d *dataPath) (*claim.Claimant, error) {
+// openClaim makes the claimant of a data path whose lock is held.
+func (e *Engine) openClaim(d *dataPath) error {
 	id, err := readInstance(filepath.Join(d.path, instanceFile))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	host, err := os.Hostname()
 	if err != nil {
@@ -52,10 +52,11 @@ func (e *Engine) newClaimant(d *dataPath) (*claim.Claimant, error) {
 	if times == (claim.Times{}) {
 		times = claim.DefaultTimes()
 	}
-	return claim.New(claim.Options{
-		Bucket: d.bucket, Labels: e.cfg.Storage.externalLabels(), Times: times, Now: e.cfg.clock,
-		Identity: claim.Identity{Instance: id, Place: placeOf(d, host), Host: host, PID: os.Getpid()},
-	}), nil
+	d.identity = claim.Identity{Instance: id, Place: placeOf(d, host), Host: host, PID: os.Getpid()}
+	d.claim = claim.New(claim.Options{
+		Bucket: d.bucket, Labels: e.cfg.Storage.externalLabels(), Times: times, Now: e.cfg.clock, Identity: d.identity,
+	})
+	return nil
 }
 
 // withinDataPath is the place of all whose bucket is a part of their data path: where that is copied or moved, the bucket goes along.

@@ -43,8 +43,9 @@ const (
 )
 
 var (
-	errSnappy   = errors.New("corrupt snappy block")
-	errTooLarge = errors.New("too large when decoded")
+	errSnappy      = errors.New("corrupt snappy block")
+	errFirstSymbol = errors.New("the first symbol is not the empty string, as remote write 2.0 wants it")
+	errTooLarge    = errors.New("too large when decoded")
 )
 
 // decoder decodes one request into a batch. Its fields are scratch that is kept

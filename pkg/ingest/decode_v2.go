@@ -50,6 +50,9 @@ func (d *decoder) requestV2(b []byte) error {
 	}); err != nil {
 		return fmt.Errorf("write request: %w", err)
 	}
+	if d.judge != nil && len(d.symbols) > 0 && d.symbols[0].end != d.symbols[0].start { // logs of earlier builds may hold such
+		return fmt.Errorf("write request: %w", errFirstSymbol)
+	}
 	series := 0
 	return d.eachV2(b, 5, func(s, e int) error {
 		if err := d.seriesV2(b[s:e]); err != nil {

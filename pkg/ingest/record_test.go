@@ -121,3 +121,13 @@ func TestReplayEqualsArrival(t *testing.T) {
 		}
 	}
 }
+
+// Whose first symbol is not the empty string is no request of remote write 2.0. Earlier builds have stored such, and their logs are read.
+func TestTheFirstSymbolIsEmpty(t *testing.T) {
+	body := v2Request([]string{"__name__", "up", "job", "a"}, append(message{}.bytes(1, []byte{0, 1, 2, 3}), upFloat...))
+	r := newTestReceiver(t, &recorder{}, nil)
+	w := post(r, contentType(V2), pack(body))
+	require.Equal(t, 400, w.Code)
+	require.Contains(t, w.Body.String(), "the first symbol is not the empty string")
+	require.Len(t, replayed(t, append(AppendRecordHeader(nil, V2, nil), pack(body)...)).Series, 1)
+}

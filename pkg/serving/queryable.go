@@ -166,7 +166,7 @@ func (q *querier) open(m *member) (storage.ChunkQuerier, error) {
 			o.err = fmt.Errorf("open source of the %s layer: %w", m.Layer(), o.err)
 			return
 		}
-		o.q = q.snap.v.deleted[m].Querier(o.q, q.mint, q.maxt)
+		o.q = q.snap.v.deleted[m].Filter().Querier(o.q, q.mint, q.maxt)
 	})
 	return o.q, o.err
 }

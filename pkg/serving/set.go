@@ -38,17 +38,22 @@ type Entry struct {
 }
 
 // Set holds the sources that queries see, and what of them is deleted.
+//
+// Whoever changes it holds changing, and works out what comes next while queries go on with what is there. mu, which queries take, is held to put that in
+// its place; who holds changing may read current without it.
 type Set struct {
-	mu         sync.Mutex
-	current    *version
-	tombstones []*tombstone.Tombstone
+	changing   sync.Mutex
+	tombstones []*tombstone.Tombstone // in order of their ids; guarded by changing
+
+	mu      sync.Mutex
+	current *version
 }
 
-// version is one state of a Set; its members are guarded by the Set's lock, and members does not change.
+// version is one state of a Set; its pins are guarded by the Set's lock, and the rest does not change.
 type version struct {
 	members []*member // in order of precedence
 	// deleted is what is hidden of each member, nil for most.
-	deleted map[*member]*tombstone.Filter
+	deleted map[*member]*deleted
 	pins    int // snapshots, and one while the version is the current one
 }
 
@@ -67,78 +72,62 @@ func NewSet() *Set {
 // Replace takes sources out of the set and adds others, in one step: a query sees either all of it or nothing. Removing what is not there
 // does nothing, and neither does adding what already is there.
 func (s *Set) Replace(remove []Source, add []Entry) {
-	s.mu.Lock()
-	next := &version{pins: 1, deleted: map[*member]*tombstone.Filter{}}
+	s.changing.Lock()
+	next := &version{pins: 1, deleted: map[*member]*deleted{}}
 	has := map[Source]bool{}
 	for _, m := range s.current.members {
 		if !slices.Contains(remove, m.Source) {
 			next.members = append(next.members, m)
 			has[m.Source] = true
-			if f := s.current.deleted[m]; f != nil {
-				next.deleted[m] = f
-			}
+			next.hide(m, s.current.deleted[m])
 		}
 	}
+	all := changeOf(nil, s.tombstones)
 	for _, e := range add {
 		if !has[e.Source] {
 			has[e.Source] = true
 			m := &member{Source: e.Source, release: e.Release}
 			next.members = append(next.members, m)
-			next.hide(m, s.tombstones, nil)
+			next.hide(m, all.apply(m, nil))
 		}
 	}
 	slices.SortStableFunc(next.members, comparePrecedence)
 	freed := s.put(next)
-	s.mu.Unlock()
+	s.changing.Unlock()
 	release(freed)
 }
 
-// Delete hides what tombstones delete, and no more what others before them did, in one step: from queries that begin later.
+// Delete hides what tombstones delete, and no more what others before them did, in one step: from queries that begin later. They are in order of their ids.
 func (s *Set) Delete(tombstones []*tombstone.Tombstone) {
-	s.mu.Lock()
+	s.changing.Lock()
+	c := changeOf(s.tombstones, tombstones)
 	s.tombstones = slices.Clone(tombstones)
-	next := &version{pins: 1, members: s.current.members, deleted: map[*member]*tombstone.Filter{}}
-	shared := map[string]*tombstone.Filter{}
+	next := &version{pins: 1, members: s.current.members, deleted: map[*member]*deleted{}}
 	for _, m := range next.members {
-		next.hide(m, s.tombstones, shared)
+		next.hide(m, c.apply(m, s.current.deleted[m]))
 	}
 	freed := s.put(next)
-	s.mu.Unlock()
+	s.changing.Unlock()
 	release(freed)
 }
 
-// put makes next the current version and returns the members that nothing holds any more. The lock is held.
+// hide notes what is deleted of m.
+func (v *version) hide(m *member, d *deleted) {
+	if d != nil {
+		v.deleted[m] = d
+	}
+}
+
+// put makes next the current version and returns the members that nothing holds any more. changing is held.
 func (s *Set) put(next *version) (freed []*member) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, m := range next.members {
 		m.versions++
 	}
 	old := s.current
 	s.current = next
 	return s.unpin(old)
-}
-
-// hide notes what is deleted of m. Members of which the same is deleted share a filter, by the tombstones' ids.
-func (v *version) hide(m *member, all []*tombstone.Tombstone, shared map[string]*tombstone.Filter) {
-	var (
-		own []*tombstone.Tombstone
-		key []byte
-	)
-	for _, t := range all {
-		if m.DeletedBy(t) != tombstone.None {
-			own, key = append(own, t), append(key, t.ID[:]...)
-		}
-	}
-	if len(own) == 0 {
-		return
-	}
-	f := shared[string(key)]
-	if f == nil {
-		f = tombstone.FilterOf(own)
-		if shared != nil {
-			shared[string(key)] = f
-		}
-	}
-	v.deleted[m] = f
 }
 
 // comparePrecedence orders members so that the later one wins.
