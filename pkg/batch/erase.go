@@ -151,30 +151,32 @@ func (r *Runner) void(ctx context.Context, all []*tombstone.Tombstone) (map[pair
 	return void, nil
 }
 
-// worthwhile drops the erasures of blocks in which no series was deleted, which their indexes tell, and remembers them.
-func (u *run) worthwhile(ctx context.Context, jobs []Job, l *listing) []Job {
-	changed := map[ulid.ULID]bool{}
-	out := slices.DeleteFunc(jobs, func(j Job) bool {
-		if j.Kind != Erase || ctx.Err() != nil {
-			return false
-		}
-		void, err := u.untouched(ctx, &j)
-		if err != nil {
-			// Whatever it is, the job will find out.
-			u.log.Warn("cannot find out whether a block holds deleted series", "block", j.Inputs[0].ULID, "err", err)
-			return false
-		}
-		for _, id := range void {
-			l.void[pair{id, j.Inputs[0].ULID}] = true
-			u.found[id].Void = append(u.found[id].Void, j.Inputs[0].ULID)
-			changed[id] = true
-		}
-		return len(void) == len(j.erases(&j.Inputs[0]))
-	})
-	for id := range changed {
+// worthwhile says whether a job has something to do: an erasure may not, which the index of its block tells. That is remembered.
+func (u *run) worthwhile(ctx context.Context, j *Job, l *listing) bool {
+	if j.Kind != Erase || ctx.Err() != nil {
+		return true
+	}
+	m := &j.Inputs[0]
+	void, err := u.untouched(ctx, j)
+	if err != nil {
+		// Whatever it is, the job will find out.
+		u.log.Warn("cannot find out whether a block holds deleted series", "block", m.ULID, "err", err)
+		return true
+	}
+	for _, id := range void {
+		l.void[pair{id, m.ULID}] = true
+		u.found[id].Void = append(u.found[id].Void, m.ULID)
+		u.changed[id] = true
+	}
+	return len(void) < len(j.erases(m))
+}
+
+// saveFindings writes what was found out since it was called last.
+func (u *run) saveFindings(ctx context.Context, l *listing) {
+	for id := range u.changed {
 		u.saveState(ctx, id, l)
 	}
-	return out
+	clear(u.changed)
 }
 
 // untouched returns which of the tombstones that concern a job's one input match no series of it.

@@ -163,7 +163,7 @@ func (r *Runner) Run(ctx context.Context, force bool) (Summary, error) {
 		return Summary{}, ctx.Err()
 	}
 	began := r.now()
-	u := &run{Runner: r, force: force, failed: map[ulid.ULID]bool{}, attempts: map[string]int{}}
+	u := &run{Runner: r, force: force, failed: map[ulid.ULID]bool{}, attempts: map[string]int{}, changed: map[ulid.ULID]bool{}}
 	err := u.all(ctx)
 	r.setPlanned(nil)
 	u.summary.Quarantined = len(r.Quarantined())
@@ -189,6 +189,8 @@ type run struct {
 	quarantined map[ulid.ULID]bool
 	// attempts counts how often a job, by id, was begun.
 	attempts map[string]int
+	// changed are the tombstones of which something new was found out.
+	changed map[ulid.ULID]bool
 }
 
 // maxAttempts is how often one run begins the same job. The first attempt may find its inputs gone because the listing was
@@ -229,11 +231,14 @@ func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
 		if now.inTheWay != nil {
 			return now, errors.Join(append(errs, now.inTheWay)...)
 		}
-		jobs := u.worthwhile(ctx, u.plan(before, now), now)
+		jobs := u.plan(before, now)
 		u.setPlanned(jobs)
 		for i := range jobs {
 			if u.now().Sub(now.at) > staleAfter {
 				break
+			}
+			if !u.worthwhile(ctx, &jobs[i], now) {
+				continue
 			}
 			if err := u.job(ctx, &jobs[i], now); err != nil {
 				errs = append(errs, err)
@@ -242,6 +247,7 @@ func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
 				return nil, ctx.Err()
 			}
 		}
+		u.saveFindings(ctx, now)
 		if len(jobs) == 0 {
 			return now, errors.Join(errs...)
 		}
