@@ -189,7 +189,7 @@ type run struct {
 	quarantined map[ulid.ULID]bool
 	// attempts counts how often a job, by id, was begun.
 	attempts map[string]int
-	// changed are the tombstones of which something new was found out.
+	// changed are the tombstones and retention rules of which something new was found out.
 	changed map[ulid.ULID]bool
 }
 
