@@ -278,7 +278,7 @@ func (e *Engine) openBucket(d *dataPath) error {
 	d.runner, err = batch.NewRunner(batch.Options{
 		Bucket: d.bucket, Lister: d.lister, ScratchDir: filepath.Join(d.path, scratchDir),
 		Config: e.cfg.batchConfig(), Labels: e.cfg.Storage.externalLabels(), Uploaded: e.uploadedUpTo, Uploading: e.uploading,
-		Room: e.scratchRoom, Metrics: e.batchMetrics, Logger: e.logger,
+		Room: e.scratchRoom, Metrics: e.batchMetrics, Logger: e.logger, Now: e.now,
 	})
 	return err
 }
