@@ -23,6 +23,7 @@ import (
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/engine"
+	"github.com/millrace/millrace/pkg/retention"
 	"github.com/millrace/millrace/pkg/tombstone"
 )
 
@@ -33,6 +34,7 @@ type bucketCommand struct {
 	scratch       string
 	retention     time.Duration
 	retentionSize int64
+	rules         retention.Rules
 	recomputed    timeRange
 	quarantine    bool
 	batch         engine.BatchConfig
@@ -53,6 +55,7 @@ func (b *bucketCommand) jobFlags(c *kingpin.CmdClause) {
 	c.Flag("batch.scratch-path", "Folder for blocks that are being made; by default one of the system's temporary folders.").StringVar(&b.scratch)
 	c.Flag("storage.retention.time", "How long samples are kept; 0 is for ever.").Default("0s").SetValue((*engine.Duration)(&b.retention))
 	c.Flag("storage.retention.size", "Most bytes of blocks in the bucket that are kept, oldest removed first; 0 is any number.").Default("0B").SetValue((*engine.Bytes)(&b.retentionSize))
+	c.Flag("storage.retention.rule", engine.RetentionRuleHelp).SetValue(&b.rules)
 	b.batch.JobFlags(c)
 }
 
@@ -100,7 +103,7 @@ func (b *bucketCommand) withJobs(stderr io.Writer, do func(batch.Options) error)
 		return err
 	}
 	jobs := b.batch.JobsBesideServer()
-	jobs.Retention, jobs.RetentionSize = b.retention, b.retentionSize
+	jobs.Retention, jobs.RetentionSize, jobs.Rules = b.retention, b.retentionSize, b.rules
 	bkt, err := b.open()
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/retention"
 )
 
 // Config says when blocks are compacted and when they go. What is 0 gets its value from DefaultConfig.
@@ -21,6 +22,8 @@ type Config struct {
 	// RetentionSize is how many bytes the blocks that count may have together; the oldest ones go first, and never the newest. 0 is
 	// any number.
 	RetentionSize int64
+	// Rules keep samples of some series for a shorter time. Blocks all of whose samples are too old for one are written anew without these series.
+	Rules retention.Rules
 	// DeletionDelay is how long a block stays in the bucket after it was marked for deletion. Readers that listed the
 	// bucket before use it until then.
 	DeletionDelay time.Duration
@@ -133,6 +136,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("level-0 blocks cannot be kept for %s", c.KeepLevel0)
 	case c.RetentionSize < 0:
 		return fmt.Errorf("retention of %d bytes is negative", c.RetentionSize)
+	case c.Rules.Validate(c.Retention, nil) != nil:
+		return fmt.Errorf("retention rule %w", c.Rules.Validate(c.Retention, nil))
 	case c.SyncInterval <= 0 || c.QueryTimeout <= 0:
 		return errors.New("sync interval and query timeout must be above 0")
 	case c.PartialAge < time.Hour:

@@ -28,6 +28,7 @@ func scenario(w *world) {
 	w.delete("none", 90*hour, 0)
 	w.generation([]string{"a", "h"}, 0, 150*minute, 50*hour)
 	w.delete("b", 2*hour, 0)
+	w.rules(`{series="h"}: 40h, {series="none"}: 2h`)
 	w.advance(2 * hour)
 }
 

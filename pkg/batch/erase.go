@@ -18,7 +18,8 @@ import (
 )
 
 // Deleted samples are erased by whatever job reads the block that has them: each input is read through the filter of the tombstones that concern
-// it, and the output says which were applied. Where no job is due for a block, one of the kind Erase writes it anew.
+// it, and the output says which were applied. Where no job is due for a block, one of the kind Erase writes it anew. So it is with series that
+// retention rules drop.
 
 // setTombstones tells a job what was deleted of its writer's samples. Times do not matter: an output's range may be wider than that of its inputs.
 func (j *Job) setTombstones(all []*tombstone.Tombstone) {
@@ -94,22 +95,22 @@ func (f filteredInput) Families(ctx context.Context) (block.Families, error) {
 	return f.in.Families(ctx)
 }
 
-// filtered returns an input as the job is to read it.
-func (j *Job) filtered(in countedInput, m *block.Meta) block.Input {
-	if f := tombstone.FilterOf(j.erases(m)); f != nil {
+// filtered returns an input as the job is to read it for an output.
+func (j *Job) filtered(in countedInput, m *block.Meta, w window) block.Input {
+	if f := tombstone.FilterOf(j.takes(m, w)); f != nil {
 		return filteredInput{in, f}
 	}
 	return in
 }
 
-// erase plans the erasure of what was deleted from compacted blocks; those of level 0 will be compacted anyway.
+// erase plans the erasure of what was deleted from compacted blocks, or is no longer kept; those of level 0 will be compacted anyway.
 func (p *planner) erase(settled []block.Meta) []Job {
 	var jobs []Job
 	for _, m := range settled {
-		if m.Level() > 0 && slices.ContainsFunc(p.tombstones, func(t *tombstone.Tombstone) bool {
+		if m.Level() > 0 && (p.outlived(&m) || slices.ContainsFunc(p.tombstones, func(t *tombstone.Tombstone) bool {
 			return (p.force || t.Created <= p.now-p.config.EraseDelay.Milliseconds()) &&
 				t.On(m.Stored()) == tombstone.Whole && !p.void[pair{t.ID, m.ULID}]
-		}) {
+		})) {
 			t := tier{kind: Erase, level: m.Level(), width: m.MaxTime - m.MinTime}
 			jobs = append(jobs, newJob(t, []block.Meta{m}, p.config))
 		}
@@ -117,10 +118,10 @@ func (p *planner) erase(settled []block.Meta) []Job {
 	return jobs
 }
 
-// pair is a tombstone and a block that holds nothing for it to erase.
+// pair is a tombstone, or a retention rule, and a block that holds nothing for it to erase.
 type pair struct{ tombstone, block ulid.ULID }
 
-// findings is what a runner has found out about tombstones, by id. It belongs to whoever has the turn.
+// findings is what a runner has found out about tombstones and retention rules, by id. It belongs to whoever has the turn.
 type findings map[ulid.ULID]*tombstone.State
 
 // state returns what is known of a tombstone, as found by runs before this one.
@@ -136,48 +137,60 @@ func (r *Runner) state(ctx context.Context, id ulid.ULID) (*tombstone.State, err
 	return &s, nil
 }
 
-// void returns which blocks hold nothing for which tombstones.
+// void returns which blocks hold nothing for which tombstones and retention rules.
 func (r *Runner) void(ctx context.Context, all []*tombstone.Tombstone) (map[pair]bool, error) {
-	void := map[pair]bool{}
+	ids := make([]ulid.ULID, 0, len(all)+len(r.config.Rules))
 	for _, t := range all {
-		s, err := r.state(ctx, t.ID)
+		ids = append(ids, t.ID)
+	}
+	for i := range r.config.Rules {
+		ids = append(ids, r.config.Rules[i].ID)
+	}
+	void := map[pair]bool{}
+	for _, id := range ids {
+		s, err := r.state(ctx, id)
 		if err != nil {
 			return nil, err
 		}
-		for _, id := range s.Void {
-			void[pair{t.ID, id}] = true
+		for _, b := range s.Void {
+			void[pair{id, b}] = true
 		}
 	}
 	return void, nil
 }
 
-// worthwhile drops the erasures of blocks in which no series was deleted, which their indexes tell, and remembers them.
-func (u *run) worthwhile(ctx context.Context, jobs []Job, l *listing) []Job {
-	changed := map[ulid.ULID]bool{}
-	out := slices.DeleteFunc(jobs, func(j Job) bool {
-		if j.Kind != Erase || ctx.Err() != nil {
-			return false
-		}
-		void, err := u.untouched(ctx, &j)
-		if err != nil {
-			// Whatever it is, the job will find out.
-			u.log.Warn("cannot find out whether a block holds deleted series", "block", j.Inputs[0].ULID, "err", err)
-			return false
-		}
-		for _, id := range void {
-			l.void[pair{id, j.Inputs[0].ULID}] = true
-			u.found[id].Void = append(u.found[id].Void, j.Inputs[0].ULID)
-			changed[id] = true
-		}
-		return len(void) == len(j.erases(&j.Inputs[0]))
-	})
-	for id := range changed {
-		u.saveState(ctx, id, l)
+// worthwhile says whether a job has something to do: an erasure may not, which the index of its block tells. That is remembered.
+func (u *run) worthwhile(ctx context.Context, j *Job, l *listing) bool {
+	if j.Kind != Erase || ctx.Err() != nil {
+		return true
 	}
-	return out
+	m := &j.Inputs[0]
+	void, err := u.untouched(ctx, j)
+	if err != nil {
+		// Whatever it is, the job will find out.
+		u.log.Warn("cannot find out whether a block holds series to erase", "block", m.ULID, "err", err)
+		return true
+	}
+	for _, id := range void {
+		l.void[pair{id, m.ULID}] = true
+		u.found[id].Void = append(u.found[id].Void, m.ULID)
+		u.changed[id] = true
+	}
+	return len(void) < len(j.takes(m, j.whole()))
 }
 
-// untouched returns which of the tombstones that concern a job's one input match no series of it.
+// saveFindings writes what was found out since it was called last.
+func (u *run) saveFindings(ctx context.Context, l *listing) {
+	for id := range u.changed {
+		u.saveState(ctx, id, l)
+	}
+	clear(u.changed)
+}
+
+// whole is the window of an erasure.
+func (j *Job) whole() window { return window{j.Inputs[0].MinTime, j.Inputs[0].MaxTime} }
+
+// untouched returns which of the tombstones and retention rules that concern an erasure's input match no series of it.
 func (u *run) untouched(ctx context.Context, j *Job) (void []ulid.ULID, err error) {
 	m := j.Inputs[0]
 	b, err := block.OpenBucketMeta(ctx, u.o.Bucket, m, u.o.Cache)
@@ -190,7 +203,7 @@ func (u *run) untouched(ctx context.Context, j *Job) (void []ulid.ULID, err erro
 		return nil, err
 	}
 	defer q.Close()
-	for _, t := range j.erases(&m) {
+	for _, t := range j.takes(&m, j.whole()) {
 		touches, err := tombstone.FilterOf([]*tombstone.Tombstone{t}).Touches(ctx, q)
 		if err != nil {
 			return nil, err
@@ -202,12 +215,12 @@ func (u *run) untouched(ctx context.Context, j *Job) (void []ulid.ULID, err erro
 	return void, nil
 }
 
-// saveState writes what is known of a tombstone, without blocks that are gone. To lose it costs work, nothing else.
+// saveState writes what is known of a tombstone or retention rule, without blocks that are gone. To lose it costs work, nothing else.
 func (u *run) saveState(ctx context.Context, id ulid.ULID, l *listing) {
 	s := u.found[id]
 	s.Void = slices.DeleteFunc(s.Void, func(b ulid.ULID) bool { return !l.there[b] })
 	if err := u.tombstones.PutState(ctx, id, *s); err != nil {
-		u.log.Warn("what was found out about a tombstone is not kept", "tombstone", id, "err", err)
+		u.log.Warn("what was found out about a deletion or a retention rule is not kept", "id", id, "err", err)
 	}
 }
 

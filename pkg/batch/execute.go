@@ -181,7 +181,7 @@ func (e *execution) write(ctx context.Context, m block.Meta, w window, digest *b
 		}
 		count := &inputCount{meta: in, whole: w.holds(&in)}
 		counts = append(counts, count)
-		inputs = append(inputs, e.job.filtered(countedInput{Block: b, seen: &e.tracker.seriesDone, count: count}, &in))
+		inputs = append(inputs, e.job.filtered(countedInput{Block: b, seen: &e.tracker.seriesDone, count: count}, &in, w))
 		series += in.Stats.NumSeries
 	}
 	e.tracker.nextWindow(int64(series))

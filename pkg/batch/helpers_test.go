@@ -213,15 +213,31 @@ func (w *world) delete(names string, from, to time.Duration) *tombstone.Tombston
 	require.NoError(w.t, tombstone.NewStore(w.bucket).Put(context.Background(), t))
 	w.deleted = append(w.deleted, t)
 	f := tombstone.FilterOf([]*tombstone.Tombstone{t})
-	maps.DeleteFunc(w.expected, func(key, _ string) bool {
-		name, text, _ := strings.Cut(key, " at ")
-		at, err := strconv.ParseInt(text, 10, 64)
-		require.NoError(w.t, err)
-		return slices.ContainsFunc([]string{"a", "b", "h"}, func(s string) bool {
-			return seriesLabels(s).String() == name && f.Deletes(seriesLabels(s), at)
-		})
-	})
+	maps.DeleteFunc(w.expected, func(key, _ string) bool { return w.hides(f, key) })
 	return t
+}
+
+// hides says whether a filter hides a point.
+func (w *world) hides(f *tombstone.Filter, key string) bool {
+	name, text, _ := strings.Cut(key, " at ")
+	at, err := strconv.ParseInt(text, 10, 64)
+	require.NoError(w.t, err)
+	return slices.ContainsFunc([]string{"a", "b", "h"}, func(s string) bool {
+		return seriesLabels(s).String() == name && f.Deletes(seriesLabels(s), at)
+	})
+}
+
+// rules gives the store retention rules.
+func (w *world) rules(text string) {
+	w.config.Rules = nil
+	require.NoError(w.t, w.config.Rules.Set(text))
+}
+
+// kept is what is expected and not hidden by retention rules.
+func (w *world) kept() points {
+	hidden, out := w.config.Rules.Expired(w.now.Load()), maps.Clone(w.expected)
+	maps.DeleteFunc(out, func(key, _ string) bool { return w.hides(hidden, key) })
+	return out
 }
 
 // fastDir is a temporary folder in memory where there is such a thing: blocks are synced file by file, thousands of times.
@@ -300,17 +316,28 @@ func (w *world) check() {
 	w.t.Helper()
 	got := points{}
 	for _, m := range w.visible() {
-		w.read(m.ULID, tombstone.NewFilter(w.deleted, m.Stored()), got)
+		w.read(m.ULID, got, w.config.Rules.Expired(w.now.Load()), tombstone.NewFilter(w.deleted, m.Stored()))
 	}
-	require.Equal(w.t, w.expected, got)
+	require.Equal(w.t, w.kept(), got)
 }
 
-// checkErased is check without regard to tombstones: what was deleted is in no visible block any more, nor are its labels.
+// checkErased is check without regard to tombstones: what was deleted is in no visible block any more, nor are its labels. Nor is what is too old for retention
+// rules, in blocks of which all is.
 func (w *world) checkErased(gone ...string) {
 	w.t.Helper()
 	got := points{}
 	for _, m := range w.visible() {
-		w.read(m.ULID, nil, got)
+		w.read(m.ULID, got, w.config.Rules.Expired(w.now.Load()))
+		for i := range w.config.Rules {
+			if r := &w.config.Rules[i]; m.MaxTime <= r.Horizon(w.now.Load()) {
+				before := points{}
+				w.read(m.ULID, before)
+				maps.DeleteFunc(before, func(key, _ string) bool {
+					return !w.hides(tombstone.FilterOf([]*tombstone.Tombstone{r.Deletes(math.MaxInt64)}), key)
+				})
+				require.Empty(w.t, before, "%s: %s", m.ULID, r)
+			}
+		}
 		b, err := block.OpenBucket(context.Background(), w.bucket, m.ULID, nil)
 		require.NoError(w.t, err)
 		for it := b.Symbols(); it.Next(); {
@@ -318,7 +345,7 @@ func (w *world) checkErased(gone ...string) {
 		}
 		require.NoError(w.t, b.Close())
 	}
-	require.Equal(w.t, w.expected, got)
+	require.Equal(w.t, w.kept(), got)
 }
 
 func (w *world) verify() {
@@ -330,7 +357,7 @@ func (w *world) verify() {
 	}
 }
 
-func (w *world) read(id ulid.ULID, deleted *tombstone.Filter, into points) {
+func (w *world) read(id ulid.ULID, into points, hidden ...*tombstone.Filter) {
 	w.t.Helper()
 	b, err := block.OpenBucket(context.Background(), w.bucket, id, nil)
 	require.NoError(w.t, err)
@@ -338,7 +365,9 @@ func (w *world) read(id ulid.ULID, deleted *tombstone.Filter, into points) {
 	q, err := b.ChunkQuerier(math.MinInt64, math.MaxInt64)
 	require.NoError(w.t, err)
 	defer q.Close()
-	q = deleted.Querier(q, math.MinInt64, math.MaxInt64)
+	for _, f := range hidden {
+		q = f.Querier(q, math.MinInt64, math.MaxInt64)
+	}
 	set := q.Select(context.Background(), true, nil, labels.MustNewMatcher(labels.MatchEqual, "__name__", "m"))
 	for set.Next() {
 		it := set.At().Iterator(nil)

@@ -39,7 +39,7 @@ const (
 	CompactDay Kind = "compact-1d"
 	// CompactFortnight merges what lies in two weeks into one block.
 	CompactFortnight Kind = "compact-14d"
-	// Erase writes a compacted block anew without what was deleted.
+	// Erase writes a compacted block anew without what was deleted, or without series that retention rules do not keep.
 	Erase Kind = "erase"
 )
 
@@ -60,6 +60,8 @@ type Job struct {
 	Width int64
 	// StartTimestamps keeps start timestamps; see Config.
 	StartTimestamps bool
+
+	drops []drop
 }
 
 // newJob makes a job that turns inputs into blocks of tier t.
@@ -144,6 +146,7 @@ func (j *Job) outputID(w window, contributors []block.Meta, replaces []ulid.ULID
 		buf = append(buf, id[:]...)
 	}
 	buf = append(buf, j.tombstoneKey(w, contributors)...)
+	buf = append(buf, j.dropKey(w, contributors)...)
 	return derivedID(newest, buf)
 }
 
@@ -180,6 +183,7 @@ func (j *Job) outputMeta(w window, replaces []ulid.ULID) block.Meta {
 	m.SetExtension(j.Level, minGen, maxGen, replaces...)
 	m.Thanos.Extensions.Millrace.Masters = masters(in)
 	m.Thanos.Extensions.Millrace.Applied = j.applied(w, in)
+	m.Thanos.Extensions.Millrace.Dropped = j.dropped(w, in)
 	return m
 }
 

@@ -203,3 +203,28 @@ func TestTwoRunnersKeepMastersInAFolder(t *testing.T) {
 	}
 	require.Len(t, w.masters(), 10)
 }
+
+// slowReads takes more than a minute to read something.
+type slowReads struct {
+	objstore.Bucket
+	w *world
+}
+
+func (b slowReads) GetRange(ctx context.Context, name string, off, n int64) (io.ReadCloser, error) {
+	b.w.advance(61 * time.Second)
+	return b.Bucket.GetRange(ctx, name, off, n)
+}
+
+// TestErasuresInASlowBucket: to find out which blocks have something to erase may take longer than a plan is good for.
+func TestErasuresInASlowBucket(t *testing.T) {
+	w, _ := compacted(t, objstore.NewInMemBucket())
+	w.delete("a|h", 90*day, 0)
+	w.delete("none", 90*day, 0)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	slow := slowReads{w.bucket, w}
+	_, err := w.runner(func(o *Options) { o.Bucket = slow }).Run(ctx, true)
+	require.NoError(t, err)
+	w.check()
+	w.checkErased("a", "h")
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace/millrace/pkg/block"
+	"github.com/millrace/millrace/pkg/retention"
 	"github.com/millrace/millrace/pkg/tombstone"
 )
 
@@ -52,6 +53,9 @@ type model struct {
 	ever     []*tombstone.Tombstone // those that are settled, too
 	deletes  bool                   // whether there are any
 
+	rules retention.Rules
+	last  bool // runners go by the model's clock and rules
+
 	gen      uint64
 	accepted int
 	runners  [2]*modelRunner
@@ -70,7 +74,26 @@ func newModel(t *testing.T, seed int64) *model {
 		now:     time.Date(2024, 1, 17, 0, 0, 0, 0, time.UTC), // a fortnight ends on the 18th
 		bucket:  map[ulid.ULID]*modelBlock{},
 		deletes: seed%3 > 0,
+		rules:   modelRules(seed),
 	}
+}
+
+// modelRules are none, or one or two of one or both series.
+func modelRules(seed int64) (rules retention.Rules) {
+	texts := []string{`{series="0"}: 20h`, `{series=~".*"}: 45h`, `{series!~"0"}: 2h`}
+	for i, text := range texts {
+		if seed>>i&1 > 0 {
+			_ = rules.Set(text)
+		}
+	}
+	return rules
+}
+
+// kept are the samples that retention rules do not hide.
+func (m *model) kept(samples map[modelKey]int) map[modelKey]int {
+	hidden := m.rules.Expired(m.now.UnixMilli())
+	maps.DeleteFunc(samples, func(k modelKey, _ int) bool { return hidden.Deletes(seriesOf(k), k.t) })
+	return samples
 }
 
 func (m *model) log(format string, args ...any) {
@@ -225,7 +248,14 @@ func (m *model) start(i int, force bool, held func(*block.Meta) bool) bool {
 	if m.r.Intn(2) == 0 {
 		tombstones = slices.Clone(m.deleted) // it has listed blocks first and tombstones later
 	}
-	jobs := plan(listed, m.now, c, force, limits{held: held, incomplete: incomplete, tombstones: tombstones})
+	planned := m.now
+	if c.Rules = m.rules; !m.last {
+		planned = planned.Add(-time.Duration(m.r.Intn(3)) * time.Hour) // another clock, or a plan that was made long ago
+		if m.r.Intn(5) == 0 {
+			c.Rules = nil // a command that was not told
+		}
+	}
+	jobs := plan(listed, planned, c, force, limits{held: held, incomplete: incomplete, tombstones: tombstones})
 	taken := map[ulid.ULID]bool{}
 	for _, j := range jobs {
 		require.True(m.t, gapless(j.Inputs, visible(listed)))
@@ -287,7 +317,7 @@ func (m *model) output(i int, r *modelRunner, w window, replaces []ulid.ULID) bo
 			m.runners[i] = nil
 			return true
 		}
-		for k, v := range without(src.samples, r.job.erases(&in)) {
+		for k, v := range without(src.samples, r.job.takes(&in, w)) {
 			if k.t >= w.min && k.t < w.max {
 				b.samples[k] = v
 			}
@@ -372,8 +402,8 @@ func (m *model) check() {
 	for _, l := range m.listed() {
 		all = append(all, l.Meta)
 	}
-	require.Equal(m.t, m.expected(), m.answer(block.Visible(all)), "what is visible")
-	require.Equal(m.t, m.expected(), m.answer(all), "replaced blocks do no harm")
+	require.Equal(m.t, m.kept(m.expected()), m.kept(m.answer(block.Visible(all))), "what is visible")
+	require.Equal(m.t, m.kept(m.expected()), m.kept(m.answer(all)), "replaced blocks do no harm")
 }
 
 func (m *model) step() {
@@ -412,7 +442,7 @@ func (m *model) step() {
 
 // finish plans and works until nothing is due and everything that was replaced is gone.
 func (m *model) finish() {
-	m.now = m.now.Add(48 * time.Hour)
+	m.last, m.now = true, m.now.Add(48*time.Hour)
 	for len(m.uploads) > 0 {
 		m.upload()
 	}
@@ -433,6 +463,7 @@ func (m *model) finish() {
 	}
 	m.check()
 	m.checkCompact()
+	m.checkDropped()
 	m.settle()
 	for _, t := range m.deleted {
 		for _, l := range m.listed() {
@@ -441,6 +472,18 @@ func (m *model) finish() {
 		}
 	}
 	m.check()
+}
+
+// checkDropped expects nothing of series for whose rule a block is too old as a whole.
+func (m *model) checkDropped() {
+	for _, b := range m.bucket {
+		for i := range m.rules {
+			if r := &m.rules[i]; b.meta.MaxTime <= r.Horizon(m.now.UnixMilli()) {
+				require.Contains(m.t, b.meta.Dropped(), r.Series)
+				require.Equal(m.t, b.samples, without(b.samples, []*tombstone.Tombstone{r.Deletes(math.MaxInt64)}))
+			}
+		}
+	}
 }
 
 // checkCompact expects one block for a day, and for a fortnight one and what waits to be merged with it: more than one block

@@ -73,7 +73,8 @@ func (p *parts) round(ctx context.Context, blocks []block.Meta) (fewer []block.M
 	return fewer, nil
 }
 
-// part is the meta of the next part. All tombstones count as applied to it, as level-0 blocks are read through their filters.
+// part is the meta of the next part. All tombstones count as applied to it, and all that is dropped from the output as dropped, as level-0 blocks are read through
+// their filters.
 func (p *parts) part() block.Meta {
 	var m block.Meta
 	m.Version = block.MetaVersion
@@ -86,6 +87,7 @@ func (p *parts) part() block.Meta {
 		m.Thanos.Extensions.Millrace.Applied = append(m.Thanos.Extensions.Millrace.Applied, t.ID)
 	}
 	slices.SortFunc(m.Thanos.Extensions.Millrace.Applied, ulid.ULID.Compare)
+	m.Thanos.Extensions.Millrace.Dropped = p.output.Dropped()
 	return m
 }
 

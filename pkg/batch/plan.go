@@ -145,6 +145,7 @@ func (p *planner) writer(metas []block.Meta) []Job {
 		jobs = p.erase(settled)
 	}
 	for i := range jobs {
+		jobs[i].setDrops(p.config.Rules, p.now)
 		jobs[i].setTombstones(p.tombstones)
 		jobs[i].Leftovers = leftoversOf(&jobs[i], leftovers)
 	}

@@ -45,6 +45,7 @@ func TestPlan(t *testing.T) {
 			jobs := plan(c.listed, c.now, c.config, c.force, limits{
 				held:       func(m *block.Meta) bool { return c.held[m.ULID] },
 				incomplete: func(m *block.Meta) bool { return c.incomplete[m.ULID] },
+				void:       c.void,
 			})
 			require.Equal(t, strings.TrimSpace(want), c.format(jobs))
 			for _, j := range jobs {
@@ -63,11 +64,12 @@ type planCase struct {
 	held   map[ulid.ULID]bool
 
 	incomplete map[ulid.ULID]bool
+	void       map[pair]bool
 	names      map[ulid.ULID]string
 }
 
 func parsePlanCase(t *testing.T, text string) *planCase {
-	c := &planCase{config: DefaultConfig(), held: map[ulid.ULID]bool{}, incomplete: map[ulid.ULID]bool{}, names: map[ulid.ULID]string{}}
+	c := &planCase{config: DefaultConfig(), held: map[ulid.ULID]bool{}, incomplete: map[ulid.ULID]bool{}, void: map[pair]bool{}, names: map[ulid.ULID]string{}}
 	ids := map[string]ulid.ULID{}
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
@@ -83,6 +85,8 @@ func parsePlanCase(t *testing.T, text string) *planCase {
 			d, err := time.ParseDuration(f[1])
 			require.NoError(t, err)
 			c.config.Retention = d
+		case f[0] == "rule":
+			require.NoError(t, c.config.Rules.Set(strings.Join(f[1:], " ")))
 		case f[0] == "max-inputs":
 			n, err := strconv.Atoi(f[1])
 			require.NoError(t, err)
@@ -141,6 +145,15 @@ func (c *planCase) addBlock(t *testing.T, ids map[string]ulid.ULID, f []string) 
 		case "sources":
 			for name := range strings.SplitSeq(value, ",") {
 				m.Compaction.Sources = append(m.Compaction.Sources, ids[name])
+			}
+		case "dropped":
+			e := m.Thanos.Extensions.Millrace
+			e.Dropped = append(e.Dropped, value)
+		case "void":
+			for _, r := range c.config.Rules {
+				if r.Series == value {
+					c.void[pair{r.ID, m.ULID}] = true
+				}
 			}
 		case "foreign":
 			m.Thanos.Extensions.Millrace = nil

@@ -158,13 +158,18 @@ func (u *run) recompute(ctx context.Context, old block.Meta, l *listing, stock m
 	}
 	j := &Job{Kind: Recompute, Inputs: inputs, Level: old.Level(), Width: old.MaxTime - old.MinTime, StartTimestamps: u.config.StartTimestamps}
 	j.setTombstones(l.tombstones)
+	err := j.dropAgain(&old)
+	if err != nil {
+		return res, err
+	}
+	j.setDrops(u.config.Rules, l.at.UnixMilli())
 	m := j.rebuiltMeta(&old, u.config)
 	j.ID = m.ULID.String()
 	t := u.begin(j)
 	t.windows.Store(1)
 	u.log.Info("builds a block again", "block", old.ULID, "inputs", len(inputs), "time", t.status.Detail)
 	e := &execution{run: u, job: j, listed: l, tracker: t}
-	err := e.rebuild(ctx, m, &res, stock, dry)
+	err = e.rebuild(ctx, m, &res, stock, dry)
 	state := Done
 	switch {
 	case errors.Is(err, errAbandoned):
@@ -224,6 +229,7 @@ func (j *Job) rebuiltMeta(old *block.Meta, c Config) block.Meta {
 	m.SetExtension(j.Level, minGen, maxGen, old.ULID)
 	m.Thanos.Extensions.Millrace.Masters = masters(j.Inputs)
 	m.Thanos.Extensions.Millrace.Applied = j.applied(window{old.MinTime, old.MaxTime}, j.Inputs)
+	m.Thanos.Extensions.Millrace.Dropped = j.dropped(window{old.MinTime, old.MaxTime}, j.Inputs)
 	return m
 }
 
@@ -239,6 +245,7 @@ func (j *Job) rebuiltID(old *block.Meta, c Config) ulid.ULID {
 	}
 	w := window{old.MinTime, old.MaxTime}
 	buf = append(buf, j.tombstoneKey(w, j.Inputs)...)
+	buf = append(buf, j.dropKey(w, j.Inputs)...)
 	if c.inParts(j, w) { // whose ends are those of chunks, too
 		buf = append(buf, "parts\x00"...)
 		buf = binary.BigEndian.AppendUint64(buf, uint64(c.MaxInputs))

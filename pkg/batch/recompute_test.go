@@ -159,7 +159,7 @@ func TestRecomputeSwapsWhatDiffers(t *testing.T) {
 			in.add("a", old.MinTime+(9*hour).Milliseconds(), -1)
 			in.add("z", old.MinTime, -1)
 			got := points{}
-			w.read(old.ULID, nil, got)
+			w.read(old.ULID, got)
 			d := Difference{Removed: 1, Series: 2, First: seriesLabels("a").String()}
 			if _, there := got[pointKey(seriesLabels("a"), old.MinTime+(9*hour).Milliseconds())]; there {
 				d.Changed = 1

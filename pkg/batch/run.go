@@ -203,7 +203,7 @@ func (r *Runner) newRun(force bool) *run {
 	r.claimants = nil
 	r.mu.Unlock()
 	return &run{
-		Runner: r, force: force, failed: map[ulid.ULID]bool{}, attempts: map[string]int{},
+		Runner: r, force: force, failed: map[ulid.ULID]bool{}, attempts: map[string]int{}, changed: map[ulid.ULID]bool{},
 		leases: leases{held: map[string]*lease{}, elsewhere: map[string]error{}},
 	}
 }
@@ -220,6 +220,8 @@ type run struct {
 	// attempts counts how often a job, by id, was begun.
 	attempts map[string]int
 	leases   leases
+	// changed are the tombstones and retention rules of which something new was found out.
+	changed map[ulid.ULID]bool
 }
 
 // maxAttempts is how often one run begins the same job. The first attempt may find its inputs gone because the listing was
@@ -261,7 +263,7 @@ func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
 		if now.inTheWay != nil {
 			return now, errors.Join(append(errs, now.inTheWay)...)
 		}
-		jobs, fresh := u.lease(ctx, u.worthwhile(ctx, u.plan(before, now), now))
+		jobs, fresh := u.lease(ctx, u.plan(before, now))
 		if fresh {
 			before = now.writers
 			continue
@@ -271,6 +273,9 @@ func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
 			if u.now().Sub(now.at) > staleAfter || !u.leased(&jobs[i]) {
 				break
 			}
+			if !u.worthwhile(ctx, &jobs[i], now) {
+				continue
+			}
 			if err := u.job(ctx, &jobs[i], now); err != nil {
 				errs = append(errs, err)
 			}
@@ -278,6 +283,7 @@ func (u *run) jobs(ctx context.Context) (latest *listing, err error) {
 				return nil, ctx.Err()
 			}
 		}
+		u.saveFindings(ctx, now)
 		if len(jobs) == 0 {
 			return now, errors.Join(errs...)
 		}

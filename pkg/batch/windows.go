@@ -22,8 +22,8 @@ import (
 // spans several (all that is older than the recent windows is one block, whatever its age) is read once for that, so that
 // years without samples cost nothing.
 func (e *execution) windows(ctx context.Context) ([]window, error) {
-	if m := e.job.Inputs[0]; e.job.Kind == Erase {
-		return []window{{m.MinTime, m.MaxTime}}, nil
+	if e.job.Kind == Erase {
+		return []window{e.job.whole()}, nil
 	}
 	found := map[window]struct{}{}
 	for _, m := range e.job.Inputs {

@@ -130,6 +130,8 @@ type Extension struct {
 	Applied []ulid.ULID `json:"applied,omitempty"`
 	// Deleted are tombstones that concern all of the block although its generation, which got another number, seems to be later.
 	Deleted []ulid.ULID `json:"deleted,omitempty"`
+	// Dropped are selectors of series that retention rules have taken out of the block, sorted: it has none that matches.
+	Dropped []string `json:"dropped,omitempty"`
 }
 
 // IndexSections are the offsets in bytes at which sections of the file index begin. They spare readers a round trip, and are checked against
@@ -207,6 +209,14 @@ func (m *Meta) Masters() (ids []ulid.ULID, ok bool) {
 	default:
 		return e.Masters, len(e.Masters) > 0
 	}
+}
+
+// Dropped are the selectors of series that retention rules have taken out of the block.
+func (m *Meta) Dropped() []string {
+	if e := m.Thanos.Extensions.Millrace; e != nil {
+		return e.Dropped
+	}
+	return nil
 }
 
 // Stored is the block as tombstones look at it. A block of ours without generations, which was imported, lists the deletions that came

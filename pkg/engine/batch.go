@@ -124,6 +124,7 @@ var errPanic = errors.New("it panicked; the log says where")
 func (c *Config) batchConfig() batch.Config {
 	b := c.Batch.Jobs()
 	b.Retention, b.RetentionSize, b.StartTimestamps = c.Storage.Retention, c.Storage.RetentionSize, c.Storage.StartTimestamps
+	b.Rules = c.Storage.RetentionRules
 	b.SyncInterval, b.QueryTimeout = c.Bucket.SyncInterval, c.Query.Timeout
 	return b
 }

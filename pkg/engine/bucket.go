@@ -283,7 +283,7 @@ func (e *Engine) openRunner(d *dataPath) (err error) {
 	d.runner, err = batch.NewRunner(batch.Options{
 		Bucket: d.bucket, Lister: d.lister, ScratchDir: filepath.Join(d.path, scratchDir),
 		Config: e.cfg.batchConfig(), Labels: e.cfg.Storage.externalLabels(), Uploaded: e.uploadedUpTo, Uploading: e.uploading,
-		Room: e.scratchRoom, Lease: &batch.Lease{Identity: d.identity, Times: e.cfg.leases}, Metrics: e.batchMetrics, Logger: e.logger,
+		Room: e.scratchRoom, Lease: &batch.Lease{Identity: d.identity, Times: e.cfg.leases}, Metrics: e.batchMetrics, Logger: e.logger, Now: e.now,
 	})
 	return err
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/claim"
 	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/retention"
 )
 
 // Config is everything a user can set. Each field belongs to one flag; Flags is the only place that names flags, defaults
@@ -43,10 +44,11 @@ type Config struct {
 	LogLevel    string
 	LogFormat   string
 
-	// For tests: the times of the writer's claim and of leases, and the clock of the former.
+	// For tests: the times of the writer's claim and of leases, and the clock of the former; the clock of retention and of batch jobs.
 	claims claim.Times
 	leases claim.Times
 	clock  func() time.Time
+	now    func() time.Time
 }
 
 // StorageConfig is about the data path: the log, local blocks, and how long data is kept.
@@ -56,6 +58,7 @@ type StorageConfig struct {
 	LocalLimit      int64  // bytes below Path, the bucket's default folder not counted
 	Retention       time.Duration
 	RetentionSize   int64 // bytes
+	RetentionRules  retention.Rules
 	StartTimestamps bool
 	ExternalLabels  map[string]string
 	MaxTombstones   int
@@ -141,12 +144,16 @@ func (c *Config) Flags(cmd flagger) {
 	named(cmd.Flag("log.format", "Format of log messages: logfmt or json.").Default("logfmt"), &choice{&c.LogFormat, []string{"logfmt", "json"}})
 }
 
+// RetentionRuleHelp is the help text of the flag wherever jobs run.
+const RetentionRuleHelp = "Series of which samples are kept for a shorter time, as in {job=\"debug\"}: 3d; repeatable, or separated by commas."
+
 func (c *Config) storageFlags(cmd flagger) {
 	cmd.Flag("storage.path", "Folder for the log, local blocks and, by default, the bucket.").Default("data").StringVar(&c.Storage.Path)
 	cmd.Flag("storage.wal-sync", "When the log is synced to the disk: 'every' before each answer, or 'interval:100ms'.").Default("interval:100ms").StringVar(&c.Storage.WALSync)
 	bytesVar(cmd.Flag("storage.local-limit", "Most bytes of log and local blocks that wait for the bucket; beyond it writes get 503."), 20<<30, &c.Storage.LocalLimit)
 	durationVar(cmd.Flag("storage.retention.time", "How long samples are kept; 0 is for ever."), 0, &c.Storage.Retention)
 	bytesVar(cmd.Flag("storage.retention.size", "Most bytes of blocks in the bucket that are kept, oldest removed first; 0 is any number."), 0, &c.Storage.RetentionSize)
+	named(cmd.Flag("storage.retention.rule", RetentionRuleHelp), &c.Storage.RetentionRules)
 	cmd.Flag("storage.start-timestamps", "Keep start timestamps, in chunk encodings that Prometheus before 3.10, Thanos and Mimir cannot read.").BoolVar(&c.Storage.StartTimestamps)
 	named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*Labels)(&c.Storage.ExternalLabels))
 	named(cmd.Flag("storage.max-tombstones", "Most deletions of series whose samples are not erased from the bucket yet; beyond it there are no further ones.").Default("10000"), (*intValue)(&c.Storage.MaxTombstones))
@@ -213,6 +220,9 @@ func (c *Config) Validate() error {
 	}
 	if r := c.Storage.Retention; r != 0 && r < 2*time.Hour {
 		return fmt.Errorf("--storage.retention.time=%s: must be 0 or at least 2h", r)
+	}
+	if err := c.Storage.RetentionRules.Validate(c.Storage.Retention, c.Storage.ExternalLabels); err != nil {
+		return fmt.Errorf("--storage.retention.rule=%w", err)
 	}
 	for name, n := range map[string]int64{
 		"query.max-samples": int64(c.Query.MaxSamples), "query.max-concurrency": int64(c.Query.MaxConcurrency), "query.timeout": int64(c.Query.Timeout),
@@ -504,19 +514,15 @@ func configFileArgs(file string, given map[string]bool) ([]string, error) {
 		if given[name] {
 			continue
 		}
-		values := []*yaml.Node{&node}
-		if node.Kind == yaml.SequenceNode {
-			values = node.Content
+		values, err := fileValues(name, &node, takesPairs(flag))
+		if err != nil {
+			return nil, err
 		}
-		for _, n := range values {
-			var v string
-			if n.Decode(&v) != nil {
-				return nil, fmt.Errorf("line %d: %s must be a value or a list of values", n.Line, name)
+		for _, v := range values {
+			if err := setAlone(flag, v.text); err != nil {
+				return nil, fmt.Errorf("line %d: %s: %q: %w", v.line, name, v.text, err)
 			}
-			if err := setAlone(flag, v); err != nil {
-				return nil, fmt.Errorf("line %d: %s: %q: %w", n.Line, name, v, err)
-			}
-			args = append(args, fileArgs(name, v)...)
+			args = append(args, fileArgs(name, v.text)...)
 		}
 	}
 	sort.Strings(args)

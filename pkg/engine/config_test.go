@@ -88,6 +88,21 @@ func TestTheCommandLineAndTheFile(t *testing.T) {
 		{name: "deletion at once", args: []string{"--batch.deletion-delay=0s"}, err: "--batch.deletion-delay"},
 		{name: "deletion before queries end", args: []string{"--batch.deletion-delay=1m"}, err: "--batch.deletion-delay"},
 		{name: "too little retention", args: []string{"--storage.retention.time=1h"}, err: "--storage.retention.time"},
+		{name: "rules on the command line", args: []string{`--storage.retention.rule={job="debug"}: 3d`, `--storage.retention.rule=up: 1d, {a="b"}: 1w`}, check: func(t *testing.T, c Config) {
+			require.Equal(t, `{__name__="up"}: 1d, {job="debug"}: 3d, {a="b"}: 1w`, c.Storage.RetentionRules.String())
+		}},
+		{name: "rules as a map", file: "storage.retention.rule:\n  '{job=\"debug\"}': 3d\n  up: 1d\n", check: func(t *testing.T, c Config) {
+			require.Equal(t, `{__name__="up"}: 1d, {job="debug"}: 3d`, c.Storage.RetentionRules.String())
+		}},
+		{name: "rules as a list", file: "storage.retention.rule:\n- '{job=\"debug\"}: 3d'\n- '{a=\"b\"}': 1d\n", check: func(t *testing.T, c Config) {
+			require.Equal(t, `{a="b"}: 1d, {job="debug"}: 3d`, c.Storage.RetentionRules.String())
+		}},
+		{name: "a rule without quotes", file: "storage.retention.rule:\n- {job=\"debug\"}: 3d\n", err: "line 2: storage.retention.rule must have its selectors in single quotes"},
+		{name: "a rule that is none", file: "storage.retention.rule:\n  '{job=debug}': 3d\n", err: `line 2: storage.retention.rule: "{job=debug}: 3d": selector {job=debug}`},
+		{name: "a rule without an age", args: []string{`--storage.retention.rule={job="debug"}`}, err: `--storage.retention.rule={job="debug"}: `},
+		{name: "too short a rule", args: []string{`--storage.retention.rule={job="debug"}: 1h`}, err: `--storage.retention.rule={job="debug"}: 1h: the age must be at least 2h`},
+		{name: "too long a rule", args: []string{`--storage.retention.time=1d`, `--storage.retention.rule={job="debug"}: 3d`}, err: `--storage.retention.rule={job="debug"}: 3d: nothing is kept for longer`},
+		{name: "a rule about external labels", args: []string{`--external-label=dc=x`, `--storage.retention.rule={dc="x"}: 3d`}, err: `dc is an external label`},
 		{name: "no queries", args: []string{"--query.max-concurrency=0"}, err: "--query.max-concurrency"},
 		{name: "pairs of replicas", args: []string{"--ingest.ha-replica-label=__replica__", "--ingest.ha-cluster-label=cluster"}, check: func(t *testing.T, c Config) {
 			require.Equal(t, ingest.HA{ReplicaLabel: "__replica__", ClusterLabel: "cluster", Failover: 30 * time.Second}, c.Ingest.HA)
@@ -182,11 +197,13 @@ func TestGrafanasSettings(t *testing.T) {
 		{name: "below the plugin", env: []string{"GF_PLUGIN_STORAGE_PATH=" + filepath.Join(filepath.Dir(self), "x")}, err: "below the plugin's own folder"},
 		{name: "settings", path: "/d", env: []string{
 			"GF_PLUGIN_STORAGE_PATH=/d", "GF_PLUGIN_STORAGE_RETENTION_TIME=1w", "GF_PLUGIN_SPEED_MEMORY_LIMIT=1GB", "GF_PLUGIN_WEB_ALLOW_UNAUTHENTICATED=true",
+			`GF_PLUGIN_STORAGE_RETENTION_RULE={job="debug"}: 3d, {env="dev",zone=~"a|b"}: 2d`,
 			"GF_PLUGIN_WEB_LISTEN_ADDRESS=:9393", "GF_PLUGIN_STORAGE_WAL_SYNC=every", "GF_PLUGIN_STORAGE_START_TIMESTAMPS=false", "GF_PLUGIN_QUERY_TIMEOUT=",
 		}, check: func(t *testing.T, c Config) {
 			require.Equal(t, 168*time.Hour, c.Storage.Retention)
 			require.Equal(t, int64(1<<30), c.Speed.MemoryLimit)
 			require.True(t, c.Web.AllowUnauthenticated)
+			require.Equal(t, `{env="dev",zone=~"a|b"}: 2d, {job="debug"}: 3d`, c.Storage.RetentionRules.String())
 			require.False(t, c.Storage.StartTimestamps)
 			require.Equal(t, "every", c.Storage.WALSync)
 			require.Equal(t, 2*time.Minute, c.Query.Timeout, "an empty setting is none")

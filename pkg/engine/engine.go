@@ -48,6 +48,7 @@ import (
 	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/serving"
 	"github.com/millrace/millrace/pkg/speed"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // Phase is where an engine stands in its life.
@@ -149,7 +150,7 @@ func New(cfg Config, reg prometheus.Registerer, gatherer prometheus.Gatherer, lo
 		return nil, err
 	}
 	limits := cfg.Ingest
-	limits.Horizon = e.horizon
+	limits.Horizon, limits.Rules, limits.Now = e.horizon, cfg.Storage.RetentionRules, e.now
 	e.receiver = ingest.NewReceiver(appender{e}, limits, reg, logger)
 	if err := e.openQueries(memory); err != nil {
 		cancel()
@@ -322,7 +323,20 @@ func (e *Engine) horizon() int64 {
 	if e.cfg.Storage.Retention == 0 {
 		return minTime
 	}
-	return time.Now().Add(-e.cfg.Storage.Retention).UnixMilli()
+	return e.now().Add(-e.cfg.Storage.Retention).UnixMilli()
+}
+
+// expired is what retention rules do not keep.
+func (e *Engine) expired() *tombstone.Filter {
+	return e.cfg.Storage.RetentionRules.Expired(e.now().UnixMilli())
+}
+
+// now is the time by which retention goes.
+func (e *Engine) now() time.Time {
+	if e.cfg.now != nil {
+		return e.cfg.now()
+	}
+	return time.Now()
 }
 
 // signal puts a token into a channel of capacity one.

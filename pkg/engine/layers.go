@@ -63,6 +63,14 @@ type Watermarks struct {
 	NewestSpeedSample *int64 `json:"newestSpeedSample"`
 	NewestBatchSample *int64 `json:"newestBatchSample"`
 	Horizon           *int64 `json:"horizon"` // retention; null is for ever
+	// Rules are the retention rules.
+	Rules []RuleInfo `json:"rules,omitempty"`
+}
+
+// RuleInfo says what a retention rule keeps just now.
+type RuleInfo struct {
+	Match   string `json:"match"`
+	Horizon int64  `json:"horizon"` // ms
 }
 
 // BucketInfo says how the bucket is.
@@ -113,6 +121,9 @@ func (e *Engine) Layers() Layers {
 	l.Watermarks.setNewest(newestSpeed(l.Generations, local), newestBatch(inBucket, time.Now()))
 	if h := e.horizon(); h != minTime {
 		l.Watermarks.Horizon = &h
+	}
+	for _, r := range e.cfg.Storage.RetentionRules {
+		l.Watermarks.Rules = append(l.Watermarks.Rules, RuleInfo{Match: r.Series, Horizon: r.Horizon(e.now().UnixMilli())})
 	}
 	l.Bucket, l.Writer, l.Leases = e.data.synced.info(), e.data.claim.Status(), e.data.runner.Leases()
 	if u := e.disk.Load(); u != nil {

@@ -34,7 +34,8 @@ type history struct {
 	path string
 	e    *Engine
 	now  int64
-	next int // value
+	args []string // of its configuration
+	next int      // value
 	last map[string]int64
 	want map[string]map[int64]int
 }
@@ -67,6 +68,7 @@ func (h *history) write() {
 	var v1 prompb.WriteRequest
 	var v2 writev2.Request
 	symbols := writev2.NewSymbolTable()
+	refused, hidden := false, h.expired()
 	v2.Symbols = []string{""}
 	for range 1 + h.Intn(8) {
 		series := strconv.Itoa(h.Intn(12))
@@ -75,6 +77,8 @@ func (h *history) write() {
 			at := h.at(series)
 			h.next++
 			v := h.next
+			gone := hidden.Deletes(labels.FromStrings("__name__", "m", "series", series), at)
+			refused = refused || gone
 			if h.want[series] == nil {
 				h.want[series] = map[int64]int{}
 			}
@@ -85,7 +89,9 @@ func (h *history) write() {
 			} else {
 				ts.Samples = append(ts.Samples, prompb.Sample{Timestamp: at, Value: float64(v)})
 			}
-			h.want[series][at] = v
+			if !gone {
+				h.want[series][at] = v
+			}
 		}
 		v1.Timeseries = append(v1.Timeseries, ts)
 		other := writev2.TimeSeries{LabelsRefs: []uint32{symbols.Symbolize("__name__"), symbols.Symbolize("m"), symbols.Symbolize("series"), symbols.Symbolize(series)}}
@@ -106,7 +112,30 @@ func (h *history) write() {
 	}
 	require.NoError(h.t, err)
 	_, err = h.e.receiver.Ingest(h.t.Context(), p, snappy.Encode(nil, raw))
-	require.NoError(h.t, err)
+	if !refused {
+		require.NoError(h.t, err)
+	} else {
+		require.ErrorContains(h.t, err, "the retention rule {")
+	}
+}
+
+// expired is what the rules do not keep at the history's time.
+func (h *history) expired() *tombstone.Filter {
+	return h.e.cfg.Storage.RetentionRules.Expired(h.now)
+}
+
+// config has the history's rules and its clock.
+func (h *history) config() Config {
+	cfg := testConfig(h.t, h.path, h.args...)
+	now := time.UnixMilli(h.now)
+	cfg.now = func() time.Time { return now }
+	return cfg
+}
+
+// wait lets time go by for retention, which the engine learns with a restart.
+func (h *history) wait() {
+	h.now += h.Int63n(3 * windowMillis)
+	h.restart()
 }
 
 // delete deletes what was accepted of some series: all of it, or what lies in a range of time, if need be to the millisecond.
@@ -142,6 +171,14 @@ func (h *history) delete() {
 
 // check compares all samples of all series, and the values of labels.
 func (h *history) check() {
+	for series, samples := range h.want {
+		maps.DeleteFunc(samples, func(at int64, _ int) bool {
+			return h.expired().Deletes(labels.FromStrings("__name__", "m", "series", series), at)
+		})
+		if len(samples) == 0 {
+			delete(h.want, series)
+		}
+	}
 	got, err := h.samples()
 	require.NoError(h.t, err)
 	require.Equal(h.t, h.want, got)
@@ -151,7 +188,7 @@ func (h *history) check() {
 // samples are all that a query sees, by series and time.
 func (h *history) samples() (map[string]map[int64]int, error) {
 	got := map[string]map[int64]int{}
-	q, err := h.e.queries.NewInstantQuery(h.t.Context(), h.e.queryable, nil, "m[3d]", time.UnixMilli(h.now))
+	q, err := h.e.queries.NewInstantQuery(h.t.Context(), h.e.queryable, nil, "m[6d]", time.UnixMilli(h.now))
 	require.NoError(h.t, err)
 	defer q.Close()
 	m, err := q.Exec(serving.WithLayer(h.t.Context(), serving.Merged)).Matrix()
@@ -211,16 +248,19 @@ func (h *history) crash() {
 		defer h.e.mu.Unlock()
 		return len(h.e.generations) == 1 && len(h.e.local) == 0
 	})
-	path := filepath.Join(h.t.TempDir(), "copy")
-	require.NoError(h.t, os.CopyFS(path, os.DirFS(h.path)))
+	var path string
+	eventually(h.t, "no file is replaced while it is copied", func() bool {
+		path = filepath.Join(h.t.TempDir(), "copy")
+		return os.CopyFS(path, os.DirFS(h.path)) == nil
+	})
 	stopEngine(h.t, h.e)
 	h.path = path
-	h.e = startEngine(h.t, testConfig(h.t, path))
+	h.e = startEngine(h.t, h.config())
 }
 
 func (h *history) restart() {
 	stopEngine(h.t, h.e)
-	h.e = startEngine(h.t, testConfig(h.t, h.path))
+	h.e = startEngine(h.t, h.config())
 }
 
 // Whatever comes, in whatever order, and whatever happens meanwhile: what a query sees is, for each time of a series, what was accepted last.
@@ -231,9 +271,12 @@ func TestHistoriesOfAnEngine(t *testing.T) {
 				Rand: rand.New(rand.NewSource(seed)), t: t, path: t.TempDir(), now: time.Now().UnixMilli(),
 				last: map[string]int64{}, want: map[string]map[int64]int{},
 			}
-			h.e = startEngine(t, testConfig(t, h.path))
+			if seed%3 > 0 {
+				h.args = []string{`--storage.retention.rule={series="3"}: 2h, {series=~"1.*",__name__="m"}: 20h`, `--storage.retention.rule={series=~"5|1|7"}: 40h`}
+			}
+			h.e = startEngine(t, h.config())
 			for range 40 {
-				switch h.Intn(24) {
+				switch h.Intn(26) {
 				case 0, 1:
 					require.NoError(t, h.e.rotate())
 				case 2:
@@ -244,6 +287,8 @@ func TestHistoriesOfAnEngine(t *testing.T) {
 					h.crash()
 				case 5, 6, 7, 8:
 					h.delete()
+				case 9, 10:
+					h.wait()
 				default:
 					h.write()
 				}

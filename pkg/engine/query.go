@@ -24,7 +24,7 @@ func (e *Engine) openQueries(memory int64) error {
 	e.indexMetrics = block.NewIndexMetrics(e.reg)
 	e.batchMetrics = batch.NewMetrics(e.reg)
 	e.queryable = serving.NewQueryable(e.set, serving.Options{
-		Horizon: e.horizon, Memory: pool, ExternalLabels: labels.FromMap(e.cfg.Storage.ExternalLabels), LookbackDelta: e.cfg.Query.LookbackDelta,
+		Horizon: e.horizon, Expired: e.expired, Memory: pool, ExternalLabels: labels.FromMap(e.cfg.Storage.ExternalLabels), LookbackDelta: e.cfg.Query.LookbackDelta,
 		StartTimestamps: e.cfg.Storage.StartTimestamps, Refresh: e.syncBucket, Logger: e.logger, Registerer: e.reg,
 	})
 	var err error

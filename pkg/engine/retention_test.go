@@ -3,6 +3,7 @@ package engine
 import (
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,6 +64,70 @@ func TestRetention(t *testing.T) {
 		require.Equal(t, l.Meta.MaxTime <= now-10*dayMillis, l.DeletionMark != nil && strings.HasPrefix(l.DeletionMark.Details, "all samples are older"))
 	}
 	require.Equal(t, []point{recent}, read(t, e, serving.Merged, "a", now, 1000*time.Hour))
+}
+
+// Wherever a sample is, it is seen as long as its series' rule says, and no longer.
+func TestRetentionRules(t *testing.T) {
+	path := t.TempDir()
+	var later atomic.Int64 // ns
+	cfg := testConfig(t, path, `--storage.retention.time=30d`, `--storage.retention.rule={series=~"a.*"}: 2d`)
+	cfg.now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	e := startEngine(t, cfg)
+	now := time.Now().UnixMilli()
+	const hour = windowMillis / 2
+	points := []point{{now - 47*hour, 1}, {now - 30*hour, 2}, {now - hour, 3}}
+	write(t, e, "a", points...)
+	write(t, e, "b", points...)
+	w := post(t, e.receiver, "a", 2, now-49*hour)
+	require.Equal(t, http.StatusBadRequest, w.Code)
+	require.Contains(t, w.Body.String(), `the retention rule {series=~"a.*"}: 2d keeps`)
+	require.Equal(t, 2.0, counted(t, e, "millrace_ingest_rejected_samples_total", "beyond_retention_rule"))
+	require.Equal(t, http.StatusNoContent, post(t, e.receiver, "c", 2, now-49*hour).Code)
+
+	rules := e.Layers().Watermarks.Rules
+	require.Len(t, rules, 1)
+	require.Equal(t, `{series=~"a.*"}`, rules[0].Match)
+	require.Greater(t, rules[0].Horizon, now-49*hour)
+
+	check := func(where string, left []point) {
+		t.Helper()
+		for _, row := range []struct {
+			later time.Duration
+			from  int64
+		}{{0, now - 48*hour}, {2 * time.Hour, now - 46*hour}, {20 * time.Hour, now - 28*hour}, {50 * time.Hour, now + 2*hour}} {
+			later.Store(int64(row.later))
+			var want []point
+			for _, p := range left {
+				if p.t >= row.from {
+					want = append(want, p)
+				}
+			}
+			require.Equal(t, want, read(t, e, serving.Merged, "a", now, 1000*time.Hour), "%s, %s later", where, row.later)
+			require.Equal(t, points, read(t, e, serving.Merged, "b", now, 1000*time.Hour), "%s, %s later", where, row.later)
+		}
+		later.Store(0)
+	}
+	check("in memory", points)
+	stopEngine(t, e)
+	e = startEngine(t, cfg)
+	check("from the log", points)
+	require.NoError(t, e.rotate())
+	require.NoError(t, e.flushSealed(t.Context()))
+	check("in local blocks", points)
+	require.NoError(t, e.uploadOnce(t.Context()))
+	check("in the bucket", points)
+	require.NoError(t, e.RunBatch(t.Context()))
+	check("compacted", points)
+
+	later.Store(int64(80 * time.Hour))
+	require.NoError(t, e.RunBatch(t.Context()))
+	check("dropped", nil)
+	stopEngine(t, e)
+	e = startEngine(t, testConfig(t, path)) // without the rule
+	require.Empty(t, read(t, e, serving.Merged, "a", now, 1000*time.Hour))
+	require.Equal(t, points, read(t, e, serving.Merged, "b", now, 1000*time.Hour))
+	require.NoError(t, e.RunBatch(t.Context()))
+	require.Empty(t, read(t, e, serving.Merged, "a", now, 1000*time.Hour))
 }
 
 // value asks for a series' current value.

@@ -14,11 +14,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-type discard struct{}
-
-func (discard) Append(context.Context, []byte, []byte, *Batch) error { return nil }
-func (discard) Known() Known                                         { return nil }
-
 // TestNoAllocations: float series cost no allocation once the pools are warm.
 // (The race detector empties pools at random.)
 func TestNoAllocations(t *testing.T) {
@@ -40,25 +35,6 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-// replicaRequest is floatRequest with its labels cluster and prometheus as those of replicas.
-func replicaRequest(b testing.TB, series int) (bodies map[Protocol][]byte, names HA, known *acceptedSeries) {
-	b.Helper()
-	v1, v2 := floatRequest(series)
-	bodies = map[Protocol][]byte{V1: pack(v1), V2: pack(v2)}
-	batch, err := DecodeRecord(append(appendReplicasHeader(nil, V1, replicaLabels{replica: "prometheus", cluster: "cluster"}, nil), bodies[V1]...), nil)
-	require.NoError(b, err)
-	defer batch.Release()
-	return bodies, HA{ReplicaLabel: "prometheus", ClusterLabel: "cluster", Failover: time.Minute}, acceptedIn(batch)
-}
-
-// knows is an Appender that knows series.
-type knows struct {
-	discard
-	known Known
-}
-
-func (k knows) Known() Known { return k.known }
-
 // TestNoAllocationsForReplicas: nor do series of replicas that are known, or dropped, cost any.
 func TestNoAllocationsForReplicas(t *testing.T) {
 	bodies, names, known := replicaRequest(t, 500)
@@ -75,6 +51,68 @@ func TestNoAllocationsForReplicas(t *testing.T) {
 					}), 6.0)
 				})
 			}
+		}
+	}
+}
+
+// ruledReceiver has rules about none of floatRequest's series, whose samples it finds old enough for them.
+func ruledReceiver(t testing.TB, app Appender, text string, age time.Duration) *Receiver {
+	r := newTestReceiver(t, app, func(l *Limits) { l.Rules = rules(t, text) })
+	r.now = func() time.Time { return time.UnixMilli(testNow).Add(age) }
+	return r
+}
+
+const otherRules = `{job="debug"}: 2h, {namespace=~"dev-.*|test",pod!="x"}: 2h, {zone="none"}: 2h`
+
+// TestNoAllocationsForRules: to look for the retention rule of a series costs none.
+func TestNoAllocationsForRules(t *testing.T) {
+	v1, v2 := floatRequest(500)
+	all, err := decodeAll(V1, v1)
+	require.NoError(t, err)
+	defer all.Release()
+	for p, body := range map[Protocol][]byte{V1: pack(v1), V2: pack(v2)} {
+		for _, app := range []knows{{known: acceptedIn(all)}, {}} {
+			t.Run(fmt.Sprintf("%s, known: %t", p, app.known != nil), func(t *testing.T) {
+				r := ruledReceiver(t, app, otherRules, 3*time.Hour)
+				require.LessOrEqual(t, testing.AllocsPerRun(200, func() {
+					if w, err := r.Ingest(context.Background(), p, body); err != nil || w.Samples != 500 {
+						t.Fatal(w, err)
+					}
+				}), 6.0)
+			})
+		}
+	}
+}
+
+// BenchmarkRules shows what retention rules cost: nothing for samples that are younger than all of them.
+func BenchmarkRules(b *testing.B) {
+	const series = 2000
+	v1, v2 := floatRequest(series)
+	bodies := map[Protocol][]byte{V1: pack(v1), V2: pack(v2)}
+	batch, err := decodeAll(V1, unpack(b, bodies[V1]))
+	require.NoError(b, err)
+	known := fastKnown{acceptedIn(batch)}
+	batch.Release()
+	for _, p := range []Protocol{V1, V2} {
+		for _, c := range []struct {
+			name, rules string
+			age         time.Duration
+		}{
+			{"none", "", 0}, {"young", otherRules, time.Hour}, {"old", otherRules, 3 * time.Hour},
+		} {
+			b.Run(p.String()+"/"+c.name, func(b *testing.B) {
+				r := newTestReceiver(b, knows{known: known}, nil)
+				if c.rules != "" {
+					r = ruledReceiver(b, knows{known: known}, c.rules, c.age)
+				}
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := r.Ingest(context.Background(), p, bodies[p]); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/series, "ns/series")
+			})
 		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/golang/snappy"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
+
+	"github.com/millrace/millrace/pkg/retention"
 )
 
 // Sizes of the arenas' elements in bytes.
@@ -79,6 +81,7 @@ type decoder struct {
 	exemplars  int
 	exReasons  []reason // of its exemplars
 	exPairs    []pair   // of one of them
+	ruled      bool     // its retention rule is known to the judge
 
 	order    succession
 	pairing  pairing
@@ -440,16 +443,21 @@ func (d *decoder) end() int {
 // judgeItems asks the judge about every item of the series at the arenas' ends.
 func (d *decoder) judgeItems(base uint32, s *Series) {
 	b, j := d.b, d.judge
+	d.ruled = false
 	ord := base + 1
 	for _, f := range b.floats[d.floats:] {
-		if r := j.time(f.T); r != accepted {
+		if r := j.time(f.T); r != accepted && d.refuses(r, f.T, s) {
 			d.rejected = append(d.rejected, ord)
 			j.refuseSample(r, d.labels(s), f.T, nil)
 		}
 		ord++
 	}
 	for _, h := range b.histograms[d.histograms:] {
-		if r, err := j.histogram(h); r != accepted {
+		r, err := j.time(h.T), error(nil)
+		if r == accepted || !d.refuses(r, h.T, s) {
+			r, err = j.histogram(h)
+		}
+		if r != accepted {
 			d.rejected = append(d.rejected, ord)
 			j.refuseSample(r, d.labels(s), h.T, err)
 		}
@@ -458,7 +466,9 @@ func (d *decoder) judgeItems(base uint32, s *Series) {
 	for i, e := range b.exemplars[d.exemplars:] {
 		r := d.exReasons[i]
 		if r == accepted && e.T != 0 {
-			r = j.time(e.T)
+			if r = j.time(e.T); r != accepted && !d.refuses(r, e.T, s) {
+				r = accepted
+			}
 		}
 		if r != accepted {
 			d.rejected = append(d.rejected, ord)
@@ -466,6 +476,40 @@ func (d *decoder) judgeItems(base uint32, s *Series) {
 		}
 		ord++
 	}
+}
+
+// refuses says whether what the judge found about a timestamp holds for the series.
+func (d *decoder) refuses(r reason, t int64, s *Series) bool {
+	if r != reasonRule {
+		return true
+	}
+	rule := d.rule(s)
+	return rule != nil && t < rule.Horizon(d.judge.window.now)
+}
+
+// rule returns the retention rule of the series, nil if it has none. Labels are looked at once, and only for samples that are old enough
+// for one of the rules.
+func (d *decoder) rule(s *Series) *retention.Rule {
+	j := d.judge
+	if d.ruled {
+		return j.rule
+	}
+	d.ruled = true
+	if s.Ref > 0 {
+		lset := d.b.Known.Labels(s.Hash, s.Ref)
+		j.rule = j.limits.Rules.Of(func(name string) string { return lset.Get(name) })
+		return j.rule
+	}
+	pairs := d.labels(s)
+	j.rule = j.limits.Rules.Of(func(name string) string {
+		for i := range pairs {
+			if string(pairs[i].name) == name {
+				return text(pairs[i].value)
+			}
+		}
+		return ""
+	})
+	return j.rule
 }
 
 // drop removes from arena[from:] the elements whose ordinals, counted from ord,

@@ -547,3 +547,28 @@ func marshal(t testing.TB, m marshaler) []byte {
 func decodeAll(p Protocol, body []byte) (*Batch, error) {
 	return DecodeRecord(append(AppendRecordHeader(nil, p, nil), pack(body)...), nil)
 }
+
+// replicaRequest is floatRequest with its labels cluster and prometheus as those of replicas.
+func replicaRequest(b testing.TB, series int) (bodies map[Protocol][]byte, names HA, known *acceptedSeries) {
+	b.Helper()
+	v1, v2 := floatRequest(series)
+	bodies = map[Protocol][]byte{V1: pack(v1), V2: pack(v2)}
+	batch, err := DecodeRecord(append(appendReplicasHeader(nil, V1, replicaLabels{replica: "prometheus", cluster: "cluster"}, nil), bodies[V1]...), nil)
+	require.NoError(b, err)
+	defer batch.Release()
+	return bodies, HA{ReplicaLabel: "prometheus", ClusterLabel: "cluster", Failover: time.Minute}, acceptedIn(batch)
+}
+
+// knows is an Appender that knows series.
+type knows struct {
+	discard
+	known Known
+}
+
+func (k knows) Known() Known { return k.known }
+
+// discard is an Appender that keeps nothing.
+type discard struct{}
+
+func (discard) Append(context.Context, []byte, []byte, *Batch) error { return nil }
+func (discard) Known() Known                                         { return nil }

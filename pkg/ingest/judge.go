@@ -8,6 +8,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/prometheus/prometheus/model/histogram"
+
+	"github.com/millrace/millrace/pkg/retention"
 )
 
 // reason is why an item was refused.
@@ -33,6 +35,7 @@ const (
 	reasonFuture
 	reasonPast
 	reasonHorizon
+	reasonRule
 	reasonExemplarLength
 	reasonExemplarUTF8
 	reasonExemplarDuplicate
@@ -59,6 +62,7 @@ var reasonNames = [reasonCount]string{
 	reasonFuture:            "too_far_in_future",
 	reasonPast:              "too_old",
 	reasonHorizon:           "beyond_retention",
+	reasonRule:              "beyond_retention_rule",
 	reasonExemplarLength:    "exemplar_labels_too_long",
 	reasonExemplarUTF8:      "exemplar_labels_invalid",
 	reasonExemplarDuplicate: "exemplar_labels_duplicate",
@@ -76,6 +80,7 @@ const maxMessages = 10
 type judge struct {
 	limits *Limits
 	window window
+	rule   *retention.Rule // of the open series
 
 	series    [reasonCount]int // refused, by reason
 	samples   [reasonCount]int // floats and histograms, those of refused series included
@@ -148,7 +153,7 @@ func duplicate(pairs []pair) int {
 	return 0
 }
 
-// time checks a timestamp.
+// time checks a timestamp. With reasonRule it is fine but for retention rules: the series' one decides.
 func (j *judge) time(t int64) reason {
 	w := &j.window
 	switch {
@@ -160,17 +165,16 @@ func (j *judge) time(t int64) reason {
 		return reasonFuture
 	case t < w.horizon:
 		return reasonHorizon
+	case t < w.past:
+		return reasonPast
 	}
-	return reasonPast
+	return reasonRule
 }
 
-// histogram checks a histogram and, if it is acceptable, brings it to a schema
+// histogram checks a histogram but for its time and, if it is acceptable, brings it to a schema
 // that chunks can hold. The order matters: sizes come first, so that nothing
 // below works on more buckets than there are bytes for.
 func (j *judge) histogram(h Histogram) (reason, error) {
-	if r := j.time(h.T); r != accepted {
-		return r, nil
-	}
 	var neg, pos []histogram.Span
 	var negBuckets, posBuckets, bounds int
 	if h.H != nil {
@@ -291,6 +295,8 @@ func (j *judge) sampleText(r reason, t int64, err error) string {
 			distance(j.window.now-t), flagPast, durationText(j.limits.MaxPast))
 	case reasonHorizon:
 		return fmt.Sprintf("timestamp is older than what retention keeps, which begins at %d", j.window.horizon)
+	case reasonRule:
+		return fmt.Sprintf("timestamp is older than what the retention rule %s keeps, which begins at %d", j.rule, j.rule.Horizon(j.window.now))
 	case reasonTime:
 		return "timestamp is not between the years 1 and 9999; it must be in milliseconds"
 	}

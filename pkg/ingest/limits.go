@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/prometheus/common/model"
+
+	"github.com/millrace/millrace/pkg/retention"
 )
 
 // Names of the flags that set the limits, as they appear in error texts.
@@ -51,6 +53,10 @@ type Limits struct {
 	// Horizon returns the oldest timestamp, in ms, that retention keeps. It is
 	// asked once per request; nil means that everything is kept.
 	Horizon func() int64
+	// Rules keep samples of some series for a shorter time.
+	Rules retention.Rules
+	// Now is the clock by which samples are judged; nil is time.Now.
+	Now func() time.Time
 }
 
 // DefaultLimits returns the limits that hold unless a flag says otherwise.
@@ -90,11 +96,12 @@ type window struct {
 	now              int64
 	future, past     int64 // bounds by the clock
 	horizon          int64 // bound by retention
+	rules            int64 // bound that retention rules may set
 	earliest, latest int64 // what results
 }
 
 func (l *Limits) window(now time.Time) window {
-	w := window{now: now.UnixMilli(), future: math.MaxInt64, past: math.MinInt64, horizon: math.MinInt64}
+	w := window{now: now.UnixMilli(), future: math.MaxInt64, past: math.MinInt64, horizon: math.MinInt64, rules: l.Rules.Newest(now.UnixMilli())}
 	if l.MaxFuture > 0 {
 		w.future = w.now + l.MaxFuture.Milliseconds()
 	}
@@ -105,7 +112,7 @@ func (l *Limits) window(now time.Time) window {
 		w.horizon = l.Horizon()
 	}
 	w.latest = min(maxTime, w.future)
-	w.earliest = max(minTime, w.past, w.horizon)
+	w.earliest = max(minTime, w.past, w.horizon, w.rules)
 	return w
 }
 

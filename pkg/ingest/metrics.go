@@ -83,7 +83,7 @@ func (m *metrics) registerReasons(f promauto.Factory) {
 	for r := accepted + 1; r < reasonCount; r++ {
 		name := reasonNames[r]
 		ofSeries := r <= reasonNoSamples
-		ofTime := r >= reasonTime && r <= reasonHorizon
+		ofTime := r >= reasonTime && r <= reasonRule
 		ofExemplar := r >= reasonExemplarLength
 		if ofSeries {
 			m.rejectedSeries[r] = series.WithLabelValues(name)

@@ -48,8 +48,11 @@ func NewReceiver(a Appender, l Limits, reg prometheus.Registerer, logger *slog.L
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
+	if l.Now == nil {
+		l.Now = time.Now
+	}
 	return &Receiver{
-		appender: a, limits: l.withBounds(), metrics: newMetrics(reg), replicas: newReplicas(l.HA, reg, logger), logger: logger, now: time.Now,
+		appender: a, limits: l.withBounds(), metrics: newMetrics(reg), replicas: newReplicas(l.HA, reg, logger), logger: logger, now: l.Now,
 		headers: sync.Pool{New: func() any { return new([]byte) }},
 	}
 }

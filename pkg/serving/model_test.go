@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/value"
 	"github.com/prometheus/prometheus/promql"
@@ -21,6 +22,9 @@ import (
 	"github.com/prometheus/prometheus/tsdb/tsdbutil"
 	"github.com/prometheus/prometheus/util/teststorage"
 	"github.com/stretchr/testify/require"
+
+	"github.com/millrace/millrace/pkg/retention"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // Prometheus's own scripts, over one source and over several that the samples are spread over. Where a histogram's predecessor is in
@@ -86,29 +90,81 @@ var modelQueries = []string{
 // All answers from sources that the samples are spread over, some with other values that were accepted earlier, are those of one TSDB.
 func TestAnswersAreThoseOfOneStorage(t *testing.T) {
 	for seed := range uint64(4) {
-		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
-			one := teststorage.New(t)
-			split := newSplitStorage(t, 3, seed, Options{})
-			split.lies = 0.3
-			load(t, seed, one, split)
-			plain := promql.NewEngine(func() promql.EngineOpts {
-				o := testOptions(1e6).PromQL
-				o.EnableAtModifier, o.EnableNegativeOffset = true, true
-				o.NoStepSubqueryIntervalFn = func(int64) int64 { return 60_000 }
-				return o
-			}())
-			ours := NewEngine(testOptions(1e6))
-			for _, qs := range modelQueries {
-				for _, step := range []time.Duration{0, time.Minute} {
-					want, err := run(t, plain, sorted{one}, qs, 40*time.Minute, step)
-					require.NoError(t, err)
-					got, err := run(t, ours, split, qs, 40*time.Minute, step)
-					require.NoError(t, err, qs)
-					require.Equal(t, want, got, qs)
-				}
-			}
-		})
+		compareToOneStorage(t, fmt.Sprintf("seed %d", seed), seed, nil)
 	}
+}
+
+// What retention rules hide is as if it had never been there.
+func TestAnswersEndWhereRetentionRulesSay(t *testing.T) {
+	rules, err := retention.Parse(`{job="a"}: 2h, {__name__=~"native|mixed|up",instance="1"}: 150m, {job=~"b|d",instance="2"}: 1d`)
+	require.NoError(t, err)
+	for i, minute := range []time.Duration{1, 20, 39} {
+		now := minute*time.Minute + 2*time.Hour + 7*time.Second // where the first rule ends is in the data
+		compareToOneStorage(t, fmt.Sprintf("at minute %d", minute), uint64(i), rules.Expired(now.Milliseconds()))
+		compareToOneStorage(t, fmt.Sprintf("at minute %d, half an hour later", minute), uint64(i), rules.Expired((now + 30*time.Minute).Milliseconds()))
+	}
+	compareToOneStorage(t, "a day later", 1, rules.Expired((26 * time.Hour).Milliseconds()))
+}
+
+// compareToOneStorage asks sources that the samples are spread over and one TSDB, which never had what is hidden.
+func compareToOneStorage(t *testing.T, name string, seed uint64, hidden *tombstone.Filter) {
+	t.Run(name, func(t *testing.T) {
+		one := teststorage.New(t)
+		split := newSplitStorage(t, 3, seed, Options{Expired: func() *tombstone.Filter { return hidden }})
+		split.lies = 0.3
+		load(t, seed, without{one, hidden}, split)
+		plain := promql.NewEngine(func() promql.EngineOpts {
+			o := testOptions(1e6).PromQL
+			o.EnableAtModifier, o.EnableNegativeOffset = true, true
+			o.NoStepSubqueryIntervalFn = func(int64) int64 { return 60_000 }
+			return o
+		}())
+		ours := NewEngine(testOptions(1e6))
+		for _, qs := range modelQueries {
+			for _, step := range []time.Duration{0, time.Minute} {
+				want, err := run(t, plain, sorted{one}, qs, 40*time.Minute, step)
+				require.NoError(t, err)
+				got, err := run(t, ours, split, qs, 40*time.Minute, step)
+				require.NoError(t, err, qs)
+				require.Equal(t, want, got, qs)
+			}
+		}
+		for _, name := range []string{"__name__", "job", "instance"} {
+			require.Equal(t, labelValues(t, one, name), labelValues(t, split, name), name)
+		}
+	})
+}
+
+func labelValues(t *testing.T, s storage.Queryable, name string) []string {
+	t.Helper()
+	q, err := s.Querier(math.MinInt64, math.MaxInt64)
+	require.NoError(t, err)
+	defer q.Close()
+	values, _, err := q.LabelValues(t.Context(), name, nil)
+	require.NoError(t, err)
+	return values
+}
+
+// without takes no samples that a filter hides.
+type without struct {
+	appendable
+	hidden *tombstone.Filter
+}
+
+func (w without) AppenderV2(ctx context.Context) storage.AppenderV2 {
+	return withoutAppender{w.appendable.AppenderV2(ctx), w.hidden}
+}
+
+type withoutAppender struct {
+	storage.AppenderV2
+	hidden *tombstone.Filter
+}
+
+func (a withoutAppender) Append(ref storage.SeriesRef, l labels.Labels, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram, o storage.AppendV2Options) (storage.SeriesRef, error) {
+	if a.hidden.Deletes(l, t) {
+		return ref, nil
+	}
+	return a.AppenderV2.Append(ref, l, st, t, v, h, fh, o)
 }
 
 // sorted makes a storage answer in the order of labels, so that sums are made in the same order.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/merge"
+	"github.com/millrace/millrace/pkg/tombstone"
 )
 
 // fetches bounds how many sources one Queryable reads at the same time.
@@ -25,6 +26,8 @@ const fetches = 64
 type Options struct {
 	// Horizon returns the oldest time, in milliseconds, that queries see. nil: there is none.
 	Horizon func() int64
+	// Expired returns what queries do not see of any source. nil, and a nil filter, is nothing.
+	Expired func() *tombstone.Filter
 	// Memory is what queries draw on that bring no Budget along: all but those of an Engine. nil is no limit.
 	Memory *MemoryPool
 	// ExternalLabels are added to every series of an answer that has no label of that name itself; matchers see the series as answered.
@@ -80,6 +83,9 @@ func (qb *Queryable) ChunkQuerier(mint, maxt int64) (storage.ChunkQuerier, error
 
 func (qb *Queryable) newQuerier(mint, maxt int64) *querier {
 	q := &querier{qb: qb, mint: mint, maxt: maxt, snap: qb.set.Pin(), opened: map[*member]*openedSource{}}
+	if qb.o.Expired != nil {
+		q.expired = qb.o.Expired()
+	}
 	if qb.o.Horizon != nil {
 		if h := qb.o.Horizon(); h > q.mint {
 			q.mint, q.clamped = h, true
@@ -103,6 +109,7 @@ type querier struct {
 	snap       *Snapshot
 	mint, maxt int64
 	clamped    bool // mint is the horizon
+	expired    *tombstone.Filter
 
 	stop   context.Context // ends with Close
 	cancel context.CancelFunc
@@ -167,6 +174,8 @@ func (q *querier) open(m *member) (storage.ChunkQuerier, error) {
 			return
 		}
 		o.q = q.snap.v.deleted[m].Filter().Querier(o.q, q.mint, q.maxt)
+		// Of most sources nothing has expired, or all of what has: their times tell.
+		o.q = q.expired.Querier(o.q, max(q.mint, m.MinTime()), min(q.maxt, m.MaxTime()))
 	})
 	return o.q, o.err
 }

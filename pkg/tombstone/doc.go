@@ -13,7 +13,7 @@
 // A tombstone is an object tombstones/ULID.json, which never changes. Its writer puts it there before any block of a later generation.
 // Who lists blocks first and tombstones afterwards therefore knows each tombstone that concerns some of the generations it has seen but not
 // all of them, and never merges such without applying it. An object tombstones/ULID.state.json beside it holds what runs of
-// the batch layer have found out about it; to lose that costs work, nothing else.
+// the batch layer have found out about it; to lose that costs work, nothing else. There are such objects for retention rules, too, of which there are no others.
 //
 // Concurrency: a Tombstone never changes; a Filter neither. A Querier may be used as the querier that it was made of. A Store has one lock,
 // a leaf, which guards what it has read before.
