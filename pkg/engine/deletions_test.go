@@ -392,8 +392,9 @@ func TestADeletionTakesExemplarsThatCameAlone(t *testing.T) {
 	require.Len(t, e.exemplars.all(), 1)
 	deleteAll(t, e, series("a"))
 	require.Empty(t, e.exemplars.all())
-	again := startEngine(t, testConfig(t, copyOf(t, path))) // as after a crash
-	require.Empty(t, again.exemplars.all())
+	stopEngine(t, e)
+	e = startEngine(t, testConfig(t, path))
+	require.Empty(t, e.exemplars.all())
 	alone(now)
 	stopEngine(t, e)
 	e = startEngine(t, testConfig(t, path))
