@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,11 +25,11 @@ import (
 
 // newestLog says when the generation of the newest log goes on.
 type newestLog struct {
-	wait  time.Duration // for its replay; senders come again after a longer time than this
+	wait  time.Duration // for its replay; senders are used to come again later than that
 	small int64         // a log up to this size, in bytes, is waited for in any case
 }
 
-func defaultNewestLog() newestLog { return newestLog{wait: time.Second, small: 64 << 10} }
+func defaultNewestLog() newestLog { return newestLog{wait: 3 * time.Second, small: 64 << 10} }
 
 // unreadLog stands for a generation whose log was not read back yet: queries that may need it fail, rather than be answered without it.
 type unreadLog struct {
@@ -60,6 +61,10 @@ func (l *unreadLog) bytes() int64 {
 	}
 	return 0
 }
+
+// settled is how long after a start its garbage is collected, and what took long to be replayed written to blocks: not while the first queries are answered,
+// which have waited.
+const settled = 10 * time.Second
 
 // recovery is one start's way from its logs to an engine that has everything.
 type recovery struct {
@@ -144,7 +149,7 @@ func (e *Engine) acceptWrites(ctx context.Context, r *recovery) {
 		g = nil
 		sleep(ctx, time.Second)
 	}
-	e.setPhase(Replaying, "replaying logs")
+	e.setPhase(Replaying, e.State().Progress)
 	close(r.accepting)
 	e.loop("seal", e.sealOnSchedule)
 	e.loop("bucket", func(ctx context.Context) { every(ctx, e.cfg.Bucket.SyncInterval, nil, e.syncOnSchedule) })
@@ -182,29 +187,51 @@ func (e *Engine) acceptInto(g *generation, highest uint64) error {
 
 // replayLogs reads the logs back, newest first, and again each second what fails, then lets everything else begin.
 func (e *Engine) replayLogs(ctx context.Context, r *recovery) {
+	endSpending := sync.OnceFunc(collector.spend())
 	if !e.replayAll(ctx, r) {
+		endSpending()
 		return
 	}
 	select {
 	case <-r.accepting:
 	case <-ctx.Done():
+		endSpending()
 		return
 	}
+	e.mu.Lock()
+	took := time.Since(e.replaying)
+	e.mu.Unlock()
 	e.exemplars.join()
 	e.metadata.allTold()
 	e.setPhase(Ready, "")
 	close(e.opened)
 	e.logger.Info("ready", "path", e.data.path)
-	e.loop("flush", func(ctx context.Context) { every(ctx, 10*time.Second, e.sealed, e.flushOnSchedule) })
+	e.loop("memory", func(ctx context.Context) {
+		sleep(ctx, settled)
+		endSpending()
+		debug.FreeOSMemory() // a replay leaves as much garbage as it read
+	})
+	e.loop("flush", func(ctx context.Context) {
+		if took > time.Second {
+			e.settle(ctx)
+		}
+		every(ctx, 10*time.Second, e.sealed, e.flushOnSchedule)
+	})
 	e.loop("upload", func(ctx context.Context) { every(ctx, uploadInterval, e.uploadable, e.uploadAll) })
 	if e.cfg.Batch.Interval > 0 {
 		e.loop("batch", e.runBatchOnSchedule)
 	}
 }
 
+// settle lets a start settle, unless there is no memory for that.
+func (e *Engine) settle(ctx context.Context) {
+	for end := time.Now().Add(settled); ctx.Err() == nil && time.Now().Before(end) && e.memoryRefusal() == nil; {
+		sleep(ctx, time.Second)
+	}
+}
+
 // replayAll says whether it came to its end.
 func (e *Engine) replayAll(ctx context.Context, r *recovery) bool {
-	defer collector.spend()()
 	for l := e.nextUnread(); l != nil; l = e.nextUnread() {
 		err := e.readBack(ctx, l, r)
 		if ctx.Err() != nil {
@@ -223,6 +250,7 @@ func (e *Engine) replayAll(ctx context.Context, r *recovery) bool {
 // readBack replays a log. The newest one's generation may go on; others wait to be written to blocks.
 func (e *Engine) readBack(ctx context.Context, l *unreadLog, r *recovery) error {
 	began := time.Now()
+	e.showReplay(l, 0)
 	g, err := e.replay(ctx, l)
 	if err != nil {
 		return err

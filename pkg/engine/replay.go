@@ -182,8 +182,12 @@ func (r *replayer) showProgress() {
 		return
 	}
 	r.shown = time.Now()
-	read := r.log.read.Load()
-	r.e.setProgress("replaying the log of generation %d: %d %% (%d requests)", r.g.Number, 100*read/max(r.log.size, read), r.g.replayed)
+	r.e.showReplay(r.log, r.g.replayed)
+}
+
+func (e *Engine) showReplay(l *unreadLog, requests uint64) {
+	read := l.read.Load()
+	e.setProgress("replaying the log of generation %d: %d %% (%d requests)", l.number, 100*read/max(l.size, read, 1), requests)
 }
 
 func (r *replayer) worker() {
