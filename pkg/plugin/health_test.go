@@ -58,7 +58,9 @@ func TestHealth(t *testing.T) {
 		{"a component has a problem", State{Phase: PhaseReady, Err: errBroken}, 200, someLayers, false, []string{"engine is ready", "But: broken on purpose"}},
 		{"starting", State{Phase: PhaseStarting, Progress: "replaying the log: 40 %"}, 200, someLayers, false, []string{"starting: replaying the log: 40 %"}},
 		{
-			"replaying", State{Phase: PhaseReplaying, Progress: "40 %"}, 200, `{"generations":[{"state":"replaying"},{"state":"active"}],"blocks":[],"replay":{"progress":"the log: 40 %"}}`, true,
+			"replaying",
+			State{Phase: PhaseReplaying, Progress: "40 %"},
+			200, `{"generations":[{"state":"replaying"},{"state":"active"}],"blocks":[],"replay":{"progress":"the log: 40 %"}}`, true,
 			[]string{"engine is replaying; writes are taken and the batch layer answers, other queries wait for this: the log: 40 %;", "2 generations"},
 		},
 		{"replaying fails", State{Phase: PhaseReplaying, Err: errBroken}, 200, someLayers, false, []string{"engine is replaying", "But: broken on purpose"}},
