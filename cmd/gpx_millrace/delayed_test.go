@@ -4,6 +4,7 @@ package main
 
 import (
 	"flag"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,8 +46,8 @@ func TestDataPathHeld(t *testing.T) {
 	takesWrites(t, p)
 }
 
-// A replay that takes longer than Grafana waits for a plugin does not cost the plugin its start: it is called at once, says what it is doing, refuses
-// writes so that they are repeated, and has everything when it is ready.
+// A replay that takes longer than Grafana waits for a plugin does not cost the plugin its start: it is called at once, says what it is doing, takes
+// writes within seconds, gives no answer that is incomplete meanwhile, and has everything when it is ready.
 func TestStartDelayedByReplay(t *testing.T) {
 	path, dataPath := build(t), filepath.Join(t.TempDir(), "millrace")
 	p := start(t, path, dataPath, plugintest.Options{})
@@ -69,7 +70,9 @@ func TestStartDelayedByReplay(t *testing.T) {
 	for took < *startDelay/20 {
 		lengthen(t, dataPath, slow, max(copies, 16))
 		copies += max(copies, 16)
-		p = start(t, path, dataPath, one)
+		trial := filepath.Join(t.TempDir(), "millrace") // as what is ready begins to give its logs up
+		require.NoError(t, os.CopyFS(trial, os.DirFS(dataPath)))
+		p = start(t, path, trial, one)
 		waitReadyWithin(t, p, 10*time.Minute)
 		took = cpuTime(t, p)
 		kill(p)
@@ -78,20 +81,24 @@ func TestStartDelayedByReplay(t *testing.T) {
 	begin := time.Now()
 	p = start(t, path, dataPath, one)
 	require.Less(t, p.Handshake, time.Minute)
+	require.Eventually(t, func() bool { return health(t, p).Status == backend.HealthStatusOk }, time.Minute, 100*time.Millisecond, "writes are to be taken")
 	var said string
 	for time.Since(begin) < *startDelay {
-		said += starting(t, p)
+		h := health(t, p)
+		require.Equal(t, backend.HealthStatusOk, h.Status, h.Message)
+		said += h.Message + "\n"
+		at := time.Now().UnixMilli()
+		status, err := write(t.Context(), p, "Editor", at, 43)
+		require.NoError(t, err)
+		require.Equal(t, 204, status)
+		want[at] = 43
+		countSlow(t, p, samples)
 		time.Sleep(*startDelay / 50)
 	}
 	require.Contains(t, said, "replaying the log of generation 1: ")
 	waitReadyWithin(t, p, 10*time.Minute)
 	require.Equal(t, want, stored(t, p))
-	var count struct {
-		Value pair `json:"value"`
-	}
-	query(t, p, "count_over_time(slow_to_replay[2h])", &count)
-	_, n := count.Value.decode(t)
-	require.InDelta(t, samples, n, 0)
+	require.True(t, countSlow(t, p, samples))
 	takesWrites(t, p)
 }
 
@@ -103,11 +110,37 @@ func starting(t *testing.T, p *plugintest.Plugin) string {
 		Samples: []prompb.Sample{{Timestamp: time.Now().UnixMilli(), Value: 1}},
 	})
 	require.NoError(t, err)
-	health, err := p.Health(t.Context(), grafana("Viewer"))
-	require.NoError(t, err)
-	require.Equal(t, backend.HealthStatusError, health.Status, health.Message)
+	h := health(t, p)
+	require.Equal(t, backend.HealthStatusError, h.Status, h.Message)
 	require.Equal(t, 503, status)
-	return health.Message + "\n"
+	return h.Message + "\n"
+}
+
+func health(t *testing.T, p *plugintest.Plugin) *backend.CheckHealthResult {
+	t.Helper()
+	h, err := p.Health(t.Context(), grafana("Viewer"))
+	require.NoError(t, err)
+	return h
+}
+
+// countSlow sees that the answer to a query is all of it, or else that the engine is still replaying.
+func countSlow(t *testing.T, p *plugintest.Plugin, samples int) (answered bool) {
+	t.Helper()
+	url := "api/v1/query?query=count_over_time(slow_to_replay[2h])"
+	resp, err := p.Resource(t.Context(), &backend.CallResourceRequest{PluginContext: grafana("Viewer"), Method: http.MethodGet, Path: "api/v1/query", URL: url})
+	require.NoError(t, err)
+	if resp.Status == http.StatusServiceUnavailable {
+		require.Contains(t, string(resp.Body), "replaying the log of generation 1: ")
+		return false
+	}
+	require.Equal(t, http.StatusOK, resp.Status, "%s", resp.Body)
+	var count struct {
+		Value pair `json:"value"`
+	}
+	query(t, p, "count_over_time(slow_to_replay[2h])", &count)
+	_, n := count.Value.decode(t)
+	require.InDelta(t, samples, n, 0)
+	return true
 }
 
 // sendSlowToReplay writes histograms, one after the other, and then the last of them once more, many times in one request: to see that it says nothing new

@@ -26,7 +26,7 @@ func (e appender) Append(_ context.Context, header, body []byte, b *ingest.Batch
 	}
 	defer g.inflight.Done()
 	var err error
-	if g.mem.CanRecord(b) && !e.metadata.differs(b) {
+	if g.mem.CanRecord(b) && !e.metadata.differs(g.Number, b) {
 		err = e.appendFloats(g, header, body, b)
 	} else {
 		err = e.appendRequest(g, header, body, b)
@@ -102,10 +102,10 @@ func (e appender) Known() ingest.Known {
 // apply puts a logged request into memory; a replay takes the same way.
 func (e *Engine) apply(g *generation, index uint64, b *ingest.Batch) {
 	g.mem.Append(index, b)
-	if e.exemplars.add(b, g.deleted) {
+	if e.exemplars.add(g.Number, b, g.deleted) {
 		g.exemplars.Store(true)
 	}
-	e.metadata.add(b)
+	e.metadata.add(g.Number, b)
 }
 
 // admit refuses writes that disk or memory would have no room for, and all while another writer has the external labels.

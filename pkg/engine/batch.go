@@ -60,6 +60,10 @@ func (e *Engine) runBatch(ctx context.Context, detail func(string)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(e.ctx, cancel)()
+	detail("waiting for logs to be replayed")
+	if err := e.complete(ctx); err != nil {
+		return err
+	}
 	detail("sealing the active generation")
 	if g := e.activeGeneration(); g != nil && g.mem.Stats().Samples > 0 {
 		if err := e.rotate(); err != nil {

@@ -139,7 +139,7 @@ func BenchmarkReplay(b *testing.B) {
 	g := e.activeGeneration()
 	require.NoError(b, g.log.Sync())
 	for b.Loop() {
-		r, err := e.replay(b.Context(), g.Number)
+		r, err := e.replay(b.Context(), e.unreadLog(g.Number))
 		require.NoError(b, err)
 		require.EqualValues(b, samples, r.mem.Stats().Samples)
 	}

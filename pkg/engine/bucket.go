@@ -295,6 +295,9 @@ func (e *Engine) uploadedUpTo(map[string]string) (uint64, bool) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if len(e.unread) > 0 {
+		return 0, false // what is in these is not
+	}
 	lowest := uint64(0)
 	if len(e.generations) > 0 {
 		lowest = e.generations[0].Number

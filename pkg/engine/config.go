@@ -22,6 +22,7 @@ import (
 	"github.com/millrace/millrace/pkg/claim"
 	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/retention"
+	"github.com/millrace/millrace/pkg/wal"
 )
 
 // Config is everything a user can set. Each field belongs to one flag; Flags is the only place that names flags, defaults
@@ -49,6 +50,9 @@ type Config struct {
 	leases claim.Times
 	clock  func() time.Time
 	now    func() time.Time
+	// For tests: the file system of logs, and when the newest one goes on.
+	logFS     wal.FS
+	newestLog newestLog
 }
 
 // StorageConfig is about the data path: the log, local blocks, and how long data is kept.

@@ -306,11 +306,14 @@ func (d *deletions) describe(sources []tombstone.Stored) Tombstones {
 	return out
 }
 
-// localSources are the generations in memory and the blocks on local disk.
+// localSources are the generations in memory or in logs and the blocks on local disk.
 func (e *Engine) localSources() []tombstone.Stored {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var out []tombstone.Stored
+	for _, l := range e.unread {
+		out = append(out, l.stored)
+	}
 	for _, g := range e.generations {
 		out = append(out, g.stored)
 	}
@@ -357,6 +360,9 @@ func (e *Engine) DeleteSeries(ctx context.Context, d Deletion) error {
 		return err
 	}
 	defer e.wg.Done()
+	if err := e.complete(ctx); err != nil { // exemplars are deleted from what is there
+		return err
+	}
 	claimed, err := e.numberHeld(ctx)
 	if err != nil {
 		return unavailable(err.Error(), refusedFor)

@@ -65,6 +65,10 @@ func (e *Engine) measureDisk() {
 			active = own
 		}
 	}
+	for _, l := range e.unread {
+		u.used += l.size
+		u.pending += l.bytes() / 2
+	}
 	for _, b := range e.local {
 		u.used += b.size
 	}

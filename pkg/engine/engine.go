@@ -1,9 +1,11 @@
 // Package engine wires Millrace's parts and owns their life: the receiver, the log, generations, local blocks, the bucket, batch
 // jobs, the merge and the HTTP listener.
 //
-// An engine belongs to a process. Start returns at once; opening (taking the lock of the data path, reading local blocks, replaying logs)
-// happens in the background and is tried again every second when it fails, so that no error of the engine ends its process. Until it
-// is ready every handler answers that it is starting. A process that is better ended than left with settings that cannot work calls
+// An engine belongs to a process. Start returns at once; opening (taking the lock of the data path, opening local blocks, looking into the bucket)
+// happens in the background and is tried again every second when it fails, so that no error of the engine ends its process. Until that
+// is done every handler answers that it is starting. Then the engine is replaying: it takes writes, answers from the batch layer, and reads its logs back; each
+// log that was not read yet is a source that fails, so that no answer is incomplete, and Await is for waiting until there is none. When it is ready, flushes, uploads and
+// jobs begin, which keep the order of generations. A process that is better ended than left with settings that cannot work calls
 // Prepare first, which takes address, data path and bucket at once or says why they cannot be had.
 //
 // # Concurrency
@@ -54,18 +56,19 @@ import (
 // Phase is where an engine stands in its life.
 type Phase string
 
-// The phases of an engine. A failed engine goes on trying to open.
+// The phases of an engine. A failed engine goes on trying to open. One that is replaying takes writes and answers from the batch layer; what else is asked waits.
 const (
-	Starting Phase = "starting"
-	Ready    Phase = "ready"
-	Failed   Phase = "failed"
-	Stopping Phase = "stopping"
+	Starting  Phase = "starting"
+	Replaying Phase = "replaying"
+	Ready     Phase = "ready"
+	Failed    Phase = "failed"
+	Stopping  Phase = "stopping"
 )
 
 // State is an engine's phase with what there is to say about it.
 type State struct {
 	Phase    Phase
-	Progress string // what a starting engine is doing
+	Progress string // what a starting or replaying engine is doing
 	Err      error  // why a failed engine does not open, or what is wrong with a ready one
 }
 
@@ -122,11 +125,13 @@ type Engine struct {
 	progress    string
 	problems    map[string]error // by component
 	generations []*generation    // in number order, the active one last
+	unread      []*unreadLog     // in number order; those of which queries do not see the generation yet
+	replaying   time.Time        // when the replay of logs began
 	local       []*localBlock    // in order of upload
 	atRisk      uint64           // the newest generation that a failed sync of the log put at risk; 0 is none
 	sealed      chan struct{}    // a token: generations wait to be written
 	uploadable  chan struct{}    // a token: local blocks wait to be uploaded
-	opened      chan struct{}    // closed when the engine is ready for the first time
+	opened      chan struct{}    // closed when the engine is ready, with all that the logs held
 }
 
 // New wires an engine; nothing is opened and nothing is read before Start. Metrics go to reg, the engine's own metrics are gathered from gatherer.
@@ -194,7 +199,7 @@ func (e *Engine) Start(api http.Handler) {
 	}
 }
 
-// Opened is closed when the engine has become ready for the first time.
+// Opened is closed when the engine has become ready, and all logs are replayed.
 func (e *Engine) Opened() <-chan struct{} { return e.opened }
 
 // State tells the engine's phase.
@@ -208,7 +213,7 @@ func (e *Engine) State() State {
 	return State{Phase: e.phase, Progress: e.progress, Err: errors.Join(errs...)}
 }
 
-// Receiver takes remote write requests. It refuses them, for the sender to come again, while the engine is not ready.
+// Receiver takes remote write requests. It refuses them, for the sender to come again, until the engine has its data path.
 func (e *Engine) Receiver() *ingest.Receiver { return e.receiver }
 
 // AdminAPI tells whether the HTTP API may delete series.
@@ -274,11 +279,11 @@ func (e *Engine) run(name string, fn func(context.Context)) (ended bool) {
 	return true
 }
 
-// enter lets Stop wait for work that a caller does. It fails when the engine is not ready.
+// enter lets Stop wait for work that a caller does. It fails when the engine takes no writes.
 func (e *Engine) enter() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.phase != Ready {
+	if e.phase != Ready && e.phase != Replaying {
 		return fmt.Errorf("the engine is %s", e.phase)
 	}
 	e.wg.Add(1)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -29,15 +30,18 @@ const (
 )
 
 // exemplars is a bounded ring of the newest exemplars; Prometheus's own, which has a lock of its own. Like metadata it is saved whenever a log is about to
-// go. A restart reads the file and then replays the logs: of what is in both, the ring keeps one.
+// go. A restart reads the file and then replays the logs: of what is in both, the ring keeps one. Until that is done, what each generation brings is kept apart, as a ring's
+// order is that of arrival.
 type exemplars struct {
 	size     int64 // of the ring; without one nothing is kept, saved or loaded
 	changed  atomic.Bool
 	rejected prometheus.Counter
 	saving   sync.Mutex // held while the file is written, so that none that is older replaces it
 
-	mu   sync.RWMutex // guards the pointer: held for reading while the ring is added to, for writing while another one takes its place
+	mu   sync.RWMutex // guards the pointers: held for reading while a ring is added to, for writing while another one takes its place
 	ring *tsdb.CircularExemplarStorage
+	// apart are the rings of generations while logs are replayed, in whatever order that happens; nil afterwards.
+	apart map[uint64]*tsdb.CircularExemplarStorage
 }
 
 // seriesExemplar is an exemplar with its series.
@@ -70,13 +74,67 @@ func newRing(size int64) (*tsdb.CircularExemplarStorage, error) {
 	return ring, nil
 }
 
+// keepApart keeps what generations bring from now on apart, until join.
+func (x *exemplars) keepApart() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.apart = map[uint64]*tsdb.CircularExemplarStorage{}
+}
+
+// forget gives up what a replay that failed has brought.
+func (x *exemplars) forget(generation uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.apart, generation)
+}
+
+// lock takes the lock for reading and returns the ring for what a generation brings.
+func (x *exemplars) lock(generation uint64) *tsdb.CircularExemplarStorage {
+	for {
+		x.mu.RLock()
+		if x.apart == nil {
+			return x.ring
+		}
+		if ring := x.apart[generation]; ring != nil {
+			return ring
+		}
+		x.mu.RUnlock()
+		x.makeRoom(generation)
+	}
+}
+
+func (x *exemplars) makeRoom(generation uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.apart == nil || x.apart[generation] != nil {
+		return
+	}
+	ring, err := newRing(x.size)
+	if err != nil {
+		ring = x.ring // which was made in the same way
+	}
+	x.apart[generation] = ring
+}
+
+// join brings together, in the order of generations, what came while logs were replayed.
+func (x *exemplars) join() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, generation := range slices.Sorted(maps.Keys(x.apart)) {
+		for _, e := range entries(x.apart[generation]) {
+			_ = x.ring.AddExemplar(e.series, e.Exemplar) // its own ring has taken it
+		}
+	}
+	x.apart = nil
+}
+
 // add keeps a request's exemplars but those that were deleted, and says whether it has any. One that the ring does not want is counted; the samples beside it are
 // not touched by that.
-func (x *exemplars) add(b *ingest.Batch, deleted *tombstone.Filter) bool {
+func (x *exemplars) add(generation uint64, b *ingest.Batch, deleted *tombstone.Filter) bool {
 	if x.size <= 0 || !slices.ContainsFunc(b.Series, func(s ingest.Series) bool { return len(s.Exemplars) > 0 }) {
 		return false
 	}
-	x.mu.RLock()
+	ring := x.lock(generation)
 	defer x.mu.RUnlock()
 	for i := range b.Series {
 		s := &b.Series[i]
@@ -88,7 +146,7 @@ func (x *exemplars) add(b *ingest.Batch, deleted *tombstone.Filter) bool {
 			if deleted.Deletes(series, ex.T) {
 				continue
 			}
-			err := x.ring.AddExemplar(series, exemplar.Exemplar{Labels: ex.Labels, Value: ex.V, Ts: ex.T, HasTs: ex.T != 0})
+			err := ring.AddExemplar(series, exemplar.Exemplar{Labels: ex.Labels, Value: ex.V, Ts: ex.T, HasTs: ex.T != 0})
 			if err != nil {
 				x.rejected.Inc()
 			}
@@ -98,9 +156,17 @@ func (x *exemplars) add(b *ingest.Batch, deleted *tombstone.Filter) bool {
 	return true
 }
 
+var errApart = errors.New("logs are not replayed yet, so exemplars could be missing")
+
 // ExemplarQuerier implements storage.ExemplarQueryable.
 func (x *exemplars) ExemplarQuerier(ctx context.Context) (storage.ExemplarQuerier, error) {
-	return x.current().ExemplarQuerier(ctx)
+	x.mu.RLock()
+	ring, apart := x.ring, x.apart != nil
+	x.mu.RUnlock()
+	if apart {
+		return nil, errApart
+	}
+	return ring.ExemplarQuerier(ctx)
 }
 
 func (x *exemplars) current() *tsdb.CircularExemplarStorage {

@@ -131,10 +131,10 @@ func TestAPageThatCannotBeReadIsGivenUpInTheEnd(t *testing.T) {
 	require.NoError(t, g.log.Sync())
 	d.unreadable.Store(true)
 	for range patience {
-		_, err := e.replay(t.Context(), g.Number)
+		_, err := e.replay(t.Context(), e.unreadLog(g.Number))
 		require.ErrorIs(t, err, syscall.EIO)
 	}
-	again, err := e.replay(t.Context(), g.Number)
+	again, err := e.replay(t.Context(), e.unreadLog(g.Number))
 	require.NoError(t, err)
 	require.True(t, again.damaged)
 	kept := again.mem.Stats().Series
@@ -146,11 +146,11 @@ func TestAPageThatCannotBeReadIsGivenUpInTheEnd(t *testing.T) {
 // A record whose application panics is counted like one that cannot be decoded.
 func TestARecordThatPanicsIsGivenUp(t *testing.T) {
 	e := startEngine(t, testConfig(t, t.TempDir()))
-	r := e.newReplayer(t.Context(), e.wireGeneration(header{Number: 7}, nil))
+	r := e.newReplayer(t.Context(), e.unreadLog(7), e.wireGeneration(header{Number: 7}, nil))
 	r.work <- work{} // it has no record
 	require.EqualValues(t, 1, r.wait())
 
-	r = e.newReplayer(t.Context(), e.wireGeneration(header{Number: 8}, nil))
+	r = e.newReplayer(t.Context(), e.unreadLog(7), e.wireGeneration(header{Number: 8}, nil))
 	r.g.mem = nil
 	r.work <- work{floats: make([]speed.Floats, 3)}
 	require.EqualValues(t, 3, r.wait())

@@ -130,7 +130,14 @@ type generation struct {
 	exemplars atomic.Bool
 }
 
-func (g *generation) name() string { return fmt.Sprintf("%020d", g.Number) }
+func (g *generation) name() string { return logName(g.Number) }
+
+func logName(number uint64) string { return fmt.Sprintf("%020d", number) }
+
+// logDir is the folder of a generation's log.
+func (e *Engine) logDir(number uint64) string {
+	return filepath.Join(e.data.path, walDir, logName(number))
+}
 
 // generationSource shows a generation to queries.
 type generationSource struct{ *generation }
@@ -170,7 +177,7 @@ func (e *Engine) wireGeneration(h header, previous *speed.Generation) *generatio
 	g := &generation{header: h, mem: speed.NewGeneration(speed.Options{
 		Number: h.Number, Previous: previous, StartTimestamps: e.cfg.Storage.StartTimestamps, Metrics: e.speedM,
 	})}
-	g.dir = filepath.Join(e.data.path, walDir, g.name())
+	g.dir = e.logDir(h.Number)
 	g.source, g.stored = &generationSource{g}, e.storedGeneration(h.Number)
 	return g
 }

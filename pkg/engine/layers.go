@@ -9,10 +9,13 @@ import (
 	"github.com/millrace/millrace/pkg/block"
 	"github.com/millrace/millrace/pkg/claim"
 	"github.com/millrace/millrace/pkg/ingest"
+	"github.com/millrace/millrace/pkg/speed"
 )
 
 // Layers is what /api/v1/layers shows. Times are in milliseconds since 1970, sizes in bytes.
 type Layers struct {
+	Phase       Phase              `json:"phase"`
+	Replay      *ReplayInfo        `json:"replay"` // null when there is nothing to be replayed
 	Generations []GenerationInfo   `json:"generations"`
 	Blocks      []BlockInfo        `json:"blocks"`
 	Watermarks  Watermarks         `json:"watermarks"`
@@ -27,10 +30,18 @@ type Layers struct {
 	Problems map[string]string `json:"problems"`
 }
 
+// ReplayInfo says how far the replay of logs is. Until it is done, writes are taken, and the batch layer answers queries; others wait.
+type ReplayInfo struct {
+	Logs     int    `json:"logs"`  // that are still to be read
+	Bytes    int64  `json:"bytes"` // of these
+	Read     int64  `json:"read"`  // of these bytes, about
+	Progress string `json:"progress"`
+}
+
 // GenerationInfo is one generation in memory.
 type GenerationInfo struct {
 	Number  uint64 `json:"number"`
-	State   string `json:"state"` // active or sealed
+	State   string `json:"state"` // active, sealed or, while its log is read back and no query sees it, replaying
 	Series  int64  `json:"series"`
 	Samples int64  `json:"samples"`
 	Late    int64  `json:"lateSamples"`
@@ -96,10 +107,20 @@ func (e *Engine) Layers() Layers {
 	for name, err := range e.problems {
 		l.Problems[name] = err.Error()
 	}
-	generations, local, open := e.generations, e.local, e.phase == Ready
+	l.Phase = e.phase
+	generations, local, unread, open := e.generations, e.local, e.unread, e.phase == Ready || e.phase == Replaying
+	if e.phase == Replaying {
+		l.Replay = &ReplayInfo{Logs: len(unread), Progress: e.progress}
+	}
 	e.mu.Unlock()
 	if !open {
 		return l
+	}
+	for _, u := range unread {
+		if l.Replay != nil {
+			l.Replay.Bytes, l.Replay.Read = l.Replay.Bytes+u.size, l.Replay.Read+min(u.read.Load(), u.size)
+		}
+		l.Generations = append(l.Generations, u.describe())
 	}
 	for _, g := range generations {
 		l.Generations = append(l.Generations, e.describe(g))
@@ -133,15 +154,26 @@ func (e *Engine) Layers() Layers {
 }
 
 func (e *Engine) describe(g *generation) GenerationInfo {
-	s := g.mem.Stats()
-	info := GenerationInfo{
-		Number: g.Number, State: "active", Series: s.Series, Samples: s.Samples, Late: s.Late, Bytes: s.Bytes, Created: g.Created,
-	}
+	info := describeGeneration(g.Number, "active", g.mem.Stats())
+	info.Created = g.Created
 	e.mu.Lock()
 	if g.sealed {
 		info.State = "sealed"
 	}
 	e.mu.Unlock()
+	return info
+}
+
+func (l *unreadLog) describe() GenerationInfo {
+	stats := speed.Stats{}
+	if mem := l.mem.Load(); mem != nil {
+		stats = mem.Stats()
+	}
+	return describeGeneration(l.number, "replaying", stats)
+}
+
+func describeGeneration(number uint64, state string, s speed.Stats) GenerationInfo {
+	info := GenerationInfo{Number: number, State: state, Series: s.Series, Samples: s.Samples, Late: s.Late, Bytes: s.Bytes}
 	if s.Samples > 0 {
 		info.MinTime, info.MaxTime = &s.MinTime, &s.MaxTime
 	}

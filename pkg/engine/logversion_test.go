@@ -30,8 +30,11 @@ func TestALogOfALaterVersionIsLeftAlone(t *testing.T) {
 	e = newEngine(t, testConfig(t, path))
 	e.Start(http.NotFoundHandler())
 	t.Cleanup(func() { stopEngine(t, e) })
-	eventually(t, "the engine says why it does not open", func() bool { return e.State().Phase == Failed })
+	eventually(t, "the engine says why it does not get ready", func() bool { return problem(e, "replay") != "" })
 	require.ErrorContains(t, e.State().Err, "later version")
+	eventually(t, "it takes writes all the same", func() bool { return e.State().Phase == Replaying })
+	write(t, e, "a", point{time.Now().UnixMilli(), 2})
+	require.ErrorContains(t, e.Await(t.Context()), "later version", "nobody waits in vain")
 	require.DirExists(t, filepath.Join(path, walDir, g.name()))
 	require.NoDirExists(t, filepath.Join(path, lostDir))
 }

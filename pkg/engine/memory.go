@@ -27,11 +27,14 @@ func (e *Engine) memoryRefusal() error {
 			sealed++
 		}
 	}
+	for _, l := range e.unread {
+		held += l.bytes()
+	}
 	if held <= e.cfg.Speed.MemoryLimit {
 		return nil
 	}
 	return fmt.Errorf("%d generations, %d of them sealed and not blocks yet, hold more memory than --speed.memory-limit=%s",
-		len(e.generations), sealed, sizeText(e.cfg.Speed.MemoryLimit))
+		len(e.generations)+len(e.unread), sealed+len(e.unread), sizeText(e.cfg.Speed.MemoryLimit))
 }
 
 // setMemoryLimit gives the runtime a soft limit, unless GOMEMLIMIT did, and returns the limit in force, in bytes. Without one the collector would

@@ -37,18 +37,34 @@ type metadataStore struct {
 	known      map[string]metadata.Metadata
 	changed    bool
 	incomplete bool // the file was missing, and the blocks have not been asked yet
+	// told says, while logs are replayed, which generation brought what is known: an older log, read later, is no news. nil afterwards.
+	told map[string]uint64
 }
 
 func newMetadataStore() *metadataStore {
 	return &metadataStore{known: map[string]metadata.Metadata{}}
 }
 
+// noteGenerations keeps apart what generations tell, until allTold.
+func (s *metadataStore) noteGenerations() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = map[string]uint64{}
+}
+
+// allTold says that nothing older will come.
+func (s *metadataStore) allTold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = nil
+}
+
 // differs says whether add would change anything.
-func (s *metadataStore) differs(b *ingest.Batch) bool {
+func (s *metadataStore) differs(generation uint64, b *ingest.Batch) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for i := range b.Metadata {
-		if _, news := s.compare(&b.Metadata[i]); news {
+		if _, news := s.compare(generation, &b.Metadata[i]); news {
 			return true
 		}
 	}
@@ -56,29 +72,48 @@ func (s *metadataStore) differs(b *ingest.Batch) bool {
 }
 
 // compare says whether a request's metadata is news. The caller holds the lock.
-func (s *metadataStore) compare(m *ingest.Metadata) (md metadata.Metadata, news bool) {
+func (s *metadataStore) compare(generation uint64, m *ingest.Metadata) (md metadata.Metadata, news bool) {
 	md = metadata.Metadata{Type: m.Type, Help: m.Help, Unit: m.Unit}
 	if md.Type == "" {
 		md.Type = model.MetricTypeUnknown
 	}
 	old, known := s.known[m.Family]
-	return md, (known || len(s.known) < maxFamilies) && old != md
+	if !known && len(s.known) >= maxFamilies {
+		return md, false
+	}
+	if s.told != nil {
+		if told := s.told[m.Family]; told != generation {
+			return md, told < generation
+		}
+	}
+	return md, old != md
 }
 
-func (s *metadataStore) add(b *ingest.Batch) {
+func (s *metadataStore) add(generation uint64, b *ingest.Batch) {
 	for i := range b.Metadata {
 		m := &b.Metadata[i]
 		s.mu.RLock()
-		md, news := s.compare(m)
+		_, news := s.compare(generation, m)
 		s.mu.RUnlock()
-		if !news {
-			continue
+		if news {
+			s.put(generation, m)
 		}
-		s.mu.Lock()
-		// The request's strings live as long as the request.
-		md.Help, md.Unit, md.Type = strings.Clone(md.Help), strings.Clone(md.Unit), model.MetricType(strings.Clone(string(md.Type)))
-		s.known[strings.Clone(m.Family)], s.changed = md, true
-		s.mu.Unlock()
+	}
+}
+
+func (s *metadataStore) put(generation uint64, m *ingest.Metadata) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	md, news := s.compare(generation, m)
+	if !news {
+		return
+	}
+	// The request's strings live as long as the request.
+	md.Help, md.Unit, md.Type = strings.Clone(md.Help), strings.Clone(md.Unit), model.MetricType(strings.Clone(string(md.Type)))
+	family := strings.Clone(m.Family)
+	s.known[family], s.changed = md, true
+	if s.told != nil {
+		s.told[family] = generation
 	}
 }
 

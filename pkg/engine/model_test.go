@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -248,19 +249,67 @@ func (h *history) crash() {
 		defer h.e.mu.Unlock()
 		return len(h.e.generations) == 1 && len(h.e.local) == 0
 	})
-	var path string
-	eventually(h.t, "no file is replaced while it is copied", func() bool {
-		path = filepath.Join(h.t.TempDir(), "copy")
-		return os.CopyFS(path, os.DirFS(h.path)) == nil
-	})
+	path := h.filesNow()
 	stopEngine(h.t, h.e)
 	h.path = path
 	h.e = startEngine(h.t, h.config())
 }
 
+// filesNow copies the files as they are. Where one goes while it is copied, as the listing of the bucket does when it is written anew, that is done again.
+func (h *history) filesNow() string {
+	for {
+		path := filepath.Join(h.t.TempDir(), "copy")
+		err := os.CopyFS(path, os.DirFS(h.path))
+		if err == nil {
+			return path
+		}
+		require.ErrorIs(h.t, err, os.ErrNotExist)
+	}
+}
+
 func (h *history) restart() {
 	stopEngine(h.t, h.e)
 	h.e = startEngine(h.t, h.config())
+}
+
+// crashReplaying starts again while there is much to be replayed: requests are taken meanwhile, and it may be killed once more before it is through.
+func (h *history) crashReplaying() {
+	kills := h.Intn(3)
+	for {
+		stopEngine(h.t, h.e)
+		h.path = h.filesNow()
+		cfg := h.config()
+		disk := newSlowDisk(all)
+		cfg.logFS, cfg.newestLog = disk, newestLog{wait: time.Millisecond, small: -1}
+		h.e = newEngine(h.t, cfg)
+		h.e.Start(http.NotFoundHandler())
+		begun := h.e
+		h.t.Cleanup(func() {
+			disk.goOn()
+			stopEngine(h.t, begun)
+		})
+		eventually(h.t, "writes are taken", func() bool { return h.e.State().Phase == Replaying || h.e.State().Phase == Ready })
+		for range h.Intn(8) {
+			if h.Intn(4) == 0 {
+				require.NoError(h.t, h.e.rotate())
+			}
+			h.write()
+		}
+		replaying := h.e.State().Phase == Replaying // else there was nothing in the logs
+		if kills--; kills < 0 || !replaying {
+			if replaying {
+				_, err := h.samples()
+				require.Error(h.t, err)
+			}
+			disk.goOn()
+			waitOpened(h.t, h.e)
+			return
+		}
+		killed := h.filesNow() // no block is made or uploaded while logs are replayed
+		disk.goOn()
+		stopEngine(h.t, h.e)
+		h.path = killed
+	}
 }
 
 // Whatever comes, in whatever order, and whatever happens meanwhile: what a query sees is, for each time of a series, what was accepted last.
@@ -285,8 +334,10 @@ func TestHistoriesOfAnEngine(t *testing.T) {
 					h.restart()
 				case 4:
 					h.crash()
-				case 5, 6, 7, 8:
+				case 5, 6, 7:
 					h.delete()
+				case 8:
+					h.crashReplaying()
 				case 9, 10:
 					h.wait()
 				default:

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -67,11 +66,12 @@ type dataPath struct {
 	reserved  uint64 // generations to come have numbers above; guarded by Engine.rotating
 }
 
-// open tries until it succeeds, then starts the background work.
+// open tries until it succeeds, then begins to take writes and to read the logs back.
 func (e *Engine) open(ctx context.Context) {
+	var r *recovery
 	for {
-		err := e.tryOpen(ctx)
-		if err == nil {
+		var err error
+		if r, err = e.tryOpen(ctx); err == nil {
 			break
 		}
 		if ctx.Err() != nil {
@@ -81,37 +81,17 @@ func (e *Engine) open(ctx context.Context) {
 		e.report("open", err)
 		sleep(ctx, time.Second)
 	}
-	e.report("open", nil)
-	e.setPhase(Ready, "")
-	close(e.opened)
-	debug.FreeOSMemory() // what opening took: a replay leaves as much garbage as it read
-	e.logger.Info("ready", "path", e.data.path)
-	e.loop("seal", e.sealOnSchedule)
-	e.loop("flush", func(ctx context.Context) { every(ctx, 10*time.Second, e.sealed, e.flushOnSchedule) })
-	e.loop("upload", func(ctx context.Context) { every(ctx, uploadInterval, e.uploadable, e.uploadAll) })
-	e.loop("bucket", func(ctx context.Context) { every(ctx, e.cfg.Bucket.SyncInterval, nil, e.syncOnSchedule) })
-	e.loop("writer", e.claimOnSchedule)
-	if e.data.indexes != nil {
-		e.loop("indexes", func(ctx context.Context) { every(ctx, e.cfg.Bucket.SyncInterval, e.data.indexable, e.copyIndexes) })
-	}
-	e.loop("disk", func(ctx context.Context) {
-		every(ctx, time.Second, nil, func(context.Context) { e.measureDisk() })
-	})
-	if e.cfg.Batch.Interval > 0 {
-		e.loop("batch", e.runBatchOnSchedule)
-	}
-	if e.cfg.SelfScrape > 0 {
-		e.loop("self-scrape", e.scrapeSelf)
-	}
+	e.loop("replay", func(ctx context.Context) { e.replayLogs(ctx, r) })
+	e.loop("accept", func(ctx context.Context) { e.acceptWrites(ctx, r) })
 }
 
-// tryOpen takes the data path. When it fails it has let go of everything.
-func (e *Engine) tryOpen(ctx context.Context) (err error) {
+// tryOpen takes the data path, and finds what is there but for what is in the logs. When it fails it has let go of everything.
+func (e *Engine) tryOpen(ctx context.Context) (r *recovery, err error) {
 	d := e.prepared.data
 	e.prepared.data = nil
 	if d == nil {
 		if d, err = e.openPath(); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	e.data = d
@@ -123,18 +103,18 @@ func (e *Engine) tryOpen(ctx context.Context) (err error) {
 		}
 	}()
 	if err := wal.RemoveTemporary(filepath.Join(d.path, walDir)); err != nil {
-		return err
+		return nil, err
 	}
 	// Before anything that they hide can be seen.
 	if err := d.deletions.load(); err != nil {
-		return err
+		return nil, err
 	}
 	logs, err := readLogs(d.path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := e.openLocalBlocks(logs); err != nil {
-		return err
+		return nil, err
 	}
 	e.measureDisk()
 	e.setProgress("listing the bucket")
@@ -146,9 +126,8 @@ func (e *Engine) tryOpen(ctx context.Context) (err error) {
 		}
 	}
 	e.loadExemplars()
-	err = e.recover(ctx, logs, highest)
-	opened = err == nil
-	return err
+	opened = true
+	return e.findLogs(logs, highest), nil
 }
 
 // takePath makes the data path's folders and locks other processes out.
@@ -187,7 +166,7 @@ func (e *Engine) openPath() (*dataPath, error) {
 	}
 	d.walOptions = wal.Options{
 		SyncEvery: every, SyncInterval: interval, Metrics: e.metrics.wal, Logger: e.logger, MaxRecordSize: maxRecordSize,
-		OnSyncFailure: e.syncFailed,
+		OnSyncFailure: e.syncFailed, FS: e.cfg.logFS,
 	}
 	if err := e.metadata.load(path); err != nil {
 		e.logger.Warn("metadata of metrics is lost but for what is in blocks", "err", err)
@@ -237,69 +216,6 @@ func readLogs(path string) ([]uint64, error) {
 	return numbers, nil
 }
 
-// recover replays the logs, oldest first. The newest generation goes on unless it is old; the others wait to be written to blocks.
-func (e *Engine) recover(ctx context.Context, logs []uint64, highest uint64) error {
-	began := time.Now()
-	defer collector.spend()()
-	for i, number := range logs {
-		e.setPhase(Starting, fmt.Sprintf("replaying log %d of %d", i+1, len(logs)))
-		g, err := e.replay(ctx, number)
-		if err != nil {
-			return err
-		}
-		highest = max(highest, number)
-		if g == nil {
-			continue
-		}
-		stats := g.mem.Stats()
-		e.logger.Info("replayed a log", "generation", g.Number, "series", stats.Series, "samples", stats.Samples, "took", time.Since(began))
-		if i == len(logs)-1 && e.mayContinue(g) {
-			return e.continueGeneration(g)
-		}
-		g.mem.Seal()
-		g.sealed = true
-		e.publish(g)
-	}
-	// What comes now must not be taken for what was deleted.
-	highest = max(highest, e.data.deletions.highest(e.cfg.Storage.externalLabels()))
-	signal(e.sealed)
-	next, err := e.newGeneration(highest+1, nil)
-	if err != nil {
-		return err
-	}
-	e.publish(next)
-	return e.activate(next)
-}
-
-// mayContinue tells whether a replayed generation can take further requests: its log must be whole and of the present format, its idea of what is recent not old, none of its blocks
-// written yet, and none of its samples deleted.
-func (e *Engine) mayContinue(g *generation) bool {
-	return !g.damaged && g.Version == headerVersion && !e.data.begun[g.Number] &&
-		g.Number > e.data.deletions.highest(e.cfg.Storage.externalLabels()) && time.Since(time.UnixMilli(g.Created)) < staleGeneration
-}
-
-func (e *Engine) continueGeneration(g *generation) error {
-	o := e.data.walOptions
-	o.FirstIndex = g.replayed
-	var err error
-	if g.log, err = wal.Open(g.dir, o); err != nil {
-		return fmt.Errorf("go on with log of generation %d: %w", g.Number, err)
-	}
-	e.publish(g)
-	signal(e.sealed)
-	return e.activate(g)
-}
-
-func (e *Engine) activate(g *generation) error {
-	e.accept.Lock()
-	defer e.accept.Unlock()
-	if e.ctx.Err() != nil {
-		return errStopping
-	}
-	e.active = g
-	return nil
-}
-
 func (e *Engine) quarantine(dir string, cause error) error {
 	aside, err := e.moveAside(dir)
 	if err != nil {
@@ -338,13 +254,7 @@ func (e *Engine) close() {
 // dropAll forgets what a failed attempt to open had found.
 func (e *Engine) dropAll() {
 	e.mu.Lock()
-	generations := e.generations
-	e.generations, e.local = nil, nil
+	e.local = nil
 	e.mu.Unlock()
-	for _, g := range generations {
-		if g.log != nil {
-			_ = g.log.Close()
-		}
-	}
 	e.set.Replace(e.set.Sources(), nil)
 }

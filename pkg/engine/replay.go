@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -19,15 +18,15 @@ import (
 
 // replay reads a generation back from its log, which stays closed. A log whose header is damaged is read all the same, as a generation that can only be
 // sealed; one that cannot be read at all is moved aside for the user to look at, and nil is returned.
-func (e *Engine) replay(ctx context.Context, number uint64) (*generation, error) {
-	dir := filepath.Join(e.data.path, walDir, fmt.Sprintf("%020d", number))
+func (e *Engine) replay(ctx context.Context, l *unreadLog) (*generation, error) {
+	dir, number := e.logDir(l.number), l.number
 	o := e.data.walOptions
 	o.SkipUnreadable = e.unreadable[number] >= patience
-	g, err := e.replayLog(ctx, dir, number, o)
+	g, err := e.replayLog(ctx, l, dir, o)
 	if _, damaged := errors.AsType[*wal.CorruptHeaderError](err); damaged {
 		e.logger.Error("the header of a log is damaged; its records are read without it", "generation", number, "err", err)
 		o.IgnoreHeader = true
-		g, err = e.replayLog(ctx, dir, number, o)
+		g, err = e.replayLog(ctx, l, dir, o)
 		if _, io := errors.AsType[*fs.PathError](err); err != nil && !io && ctx.Err() == nil {
 			return nil, e.quarantine(dir, err)
 		}
@@ -45,16 +44,17 @@ func (e *Engine) replay(ctx context.Context, number uint64) (*generation, error)
 // of file systems on a network, go away.
 const patience = 10
 
-func (e *Engine) replayLog(ctx context.Context, dir string, number uint64, o wal.Options) (*generation, error) {
+func (e *Engine) replayLog(ctx context.Context, l *unreadLog, dir string, o wal.Options) (*generation, error) {
 	var r *replayer
 	begin := func(h header) {
 		g := e.wireGeneration(h, nil)
+		e.exemplars.forget(h.Number)
 		g.dir, g.damaged = dir, o.IgnoreHeader
 		g.deleted = e.data.deletions.of(g.stored)
-		r = e.newReplayer(ctx, g)
+		r = e.newReplayer(ctx, l, g)
 	}
 	if o.IgnoreHeader {
-		h, err := newHeader(number, time.Now())
+		h, err := newHeader(l.number, time.Now())
 		if err != nil {
 			return nil, err
 		}
@@ -79,7 +79,7 @@ func (e *Engine) replayLog(ctx context.Context, dir string, number uint64, o wal
 	}
 	if stats.Lost != (wal.Lost{}) || undecodable > 0 {
 		r.g.damaged = true
-		err := fmt.Errorf("generation %d: %d records in %d damaged regions with %d bytes were skipped, %d could not be decoded", number,
+		err := fmt.Errorf("generation %d: %d records in %d damaged regions with %d bytes were skipped, %d could not be decoded", l.number,
 			stats.Lost.Records, stats.Lost.Regions, stats.Lost.Bytes, undecodable)
 		e.logger.Error("parts of a log are lost", "err", err)
 		e.report("log replay", err)
@@ -100,7 +100,7 @@ type replayer struct {
 	undecodable atomic.Int64
 	unknown     atomic.Bool // a later version wrote some of the records
 
-	read  int64 // of the log, in bytes; roughly, as frames are not counted
+	log   *unreadLog // is told what was read, roughly, as frames are not counted
 	shown time.Time
 }
 
@@ -121,10 +121,12 @@ const (
 // buffers are for copies of what the log's own holds.
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
-func (e *Engine) newReplayer(ctx context.Context, g *generation) *replayer {
+func (e *Engine) newReplayer(ctx context.Context, l *unreadLog, g *generation) *replayer {
 	workers := runtime.GOMAXPROCS(0)
-	r := &replayer{e: e, g: g, ctx: ctx, floats: speed.NewRecordReader(g.mem), work: make(chan work, 2*workers)}
-	g.replayedSize = dirSize(g.dir)
+	r := &replayer{e: e, g: g, ctx: ctx, log: l, floats: speed.NewRecordReader(g.mem), work: make(chan work, 2*workers)}
+	g.replayedSize = l.size
+	l.read.Store(0)
+	l.mem.Store(g.mem)
 	for range workers {
 		r.wg.Go(r.worker)
 	}
@@ -144,7 +146,7 @@ func (r *replayer) add(record []byte) error {
 		r.work <- work{index: r.g.replayed, records: []*[]byte{buf}}
 	}
 	r.g.replayed++
-	r.read += int64(len(record))
+	r.log.read.Add(int64(len(record)))
 	r.showProgress()
 	return nil
 }
@@ -180,7 +182,12 @@ func (r *replayer) showProgress() {
 		return
 	}
 	r.shown = time.Now()
-	r.e.setProgress("replaying the log of generation %d: %d %% (%d requests)", r.g.Number, 100*r.read/max(r.g.replayedSize, r.read), r.g.replayed)
+	r.e.showReplay(r.log, r.g.replayed)
+}
+
+func (e *Engine) showReplay(l *unreadLog, requests uint64) {
+	read := l.read.Load()
+	e.setProgress("replaying the log of generation %d: %d %% (%d requests)", l.number, 100*read/max(l.size, read, 1), requests)
 }
 
 func (r *replayer) worker() {

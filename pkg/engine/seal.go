@@ -1,12 +1,14 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/millrace/millrace/pkg/block"
@@ -81,8 +83,14 @@ func (e *Engine) rotate() error {
 func (e *Engine) publish(g *generation) {
 	e.set.Replace(nil, []serving.Entry{{Source: g.source}})
 	e.mu.Lock()
-	e.generations = append(e.generations, g)
+	e.insert(g)
 	e.mu.Unlock()
+}
+
+// insert puts a generation in its place in the order. The caller holds mu.
+func (e *Engine) insert(g *generation) {
+	at, _ := slices.BinarySearchFunc(e.generations, g.Number, func(g *generation, number uint64) int { return cmp.Compare(g.Number, number) })
+	e.generations = slices.Insert(slices.Clone(e.generations), at, g)
 }
 
 func (e *Engine) activeGeneration() *generation {

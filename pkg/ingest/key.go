@@ -60,31 +60,43 @@ func IsKey(key []byte) bool {
 // KeyLabels returns the label set of a key. Its strings are copies.
 func KeyLabels(key []byte) labels.Labels {
 	n := 0
-	for range KeyPairs(key) {
-		n++
+	for rest := key; len(rest) > 0; n++ {
+		_, end, ok := shortLabel(rest)
+		if !ok {
+			return longLabels(key)
+		}
+		rest = rest[end:]
 	}
-	b := labels.NewScratchBuilder(n)
-	// One copy for all strings: it is right for every build of package labels,
-	// also for those whose builder keeps the strings that it is given.
-	s := string(key)
-	for i := 0; i < len(key); {
-		_, j := readTag(key, i)
-		start, end := readBytes(key, j)
-		if j < 0 || end < 0 {
-			break
-		}
-		_, nj := readTag(key, start)
-		ns, ne := readBytes(key, nj)
-		if nj < 0 || ne < 0 {
-			break
-		}
-		_, vj := readTag(key, ne)
-		vs, ve := readBytes(key, vj)
-		if vj < 0 || ve < 0 {
-			break
-		}
-		b.Add(s[ns:ne], s[vs:ve])
-		i = end
+	if n == 0 {
+		return labels.EmptyLabels()
+	}
+	flat := make([]byte, 0, len(key)-4*n) // without the tags and the label's length
+	for rest := key; len(rest) > 0; {
+		name, end, _ := shortLabel(rest)
+		flat = append(append(flat, rest[3:name]...), rest[name+1:end]...)
+		rest = rest[end:]
+	}
+	return unflatten(unsafe.String(unsafe.SliceData(flat), len(flat)))
+}
+
+// shortLabel returns where the name of a key's first label and that label end. It is not ok unless all lengths take a byte each: then name and value,
+// with their lengths before them, are the same bytes in a key as in a label set.
+func shortLabel(key []byte) (name, end int, ok bool) {
+	if len(key) < 6 || key[1] >= 0x80 {
+		return 0, 0, false
+	}
+	name, end = 4+int(key[3]), 2+int(key[1])
+	if end > len(key) || name+2 > end || name+2+int(key[name+1]) != end || key[0] != tagLabel || key[2] != tagName || key[name] != tagValue {
+		return 0, 0, false
+	}
+	return name, end, true
+}
+
+// longLabels is KeyLabels for any key.
+func longLabels(key []byte) labels.Labels {
+	b := labels.NewScratchBuilder(0)
+	for name, value := range KeyPairs(key) {
+		b.Add(string(name), string(value))
 	}
 	return b.Labels()
 }
@@ -106,14 +118,11 @@ func LabelsKey(dst []byte, l labels.Labels) []byte {
 func KeyEquals(key []byte, l labels.Labels) bool {
 	flat := flatten(&l)
 	for len(key) > 0 {
-		// A label whose lengths take a byte each: name and value, with their lengths before them, are the same bytes in both.
 		if len(key) < 6 || key[1] >= 0x80 {
 			return rareKeyEquals(key, flat)
 		}
-		name := 4 + int(key[3]) // its end
-		end := 2 + int(key[1])
-		if end > len(key) || name+2 > end || len(flat) < end-4 || name+2+int(key[name+1]) != end ||
-			key[0] != tagLabel || key[2] != tagName || key[name] != tagValue ||
+		name, end, ok := shortLabel(key)
+		if !ok || len(flat) < end-4 ||
 			string(key[3:name]) != flat[:name-3] || string(key[name+1:end]) != flat[name-3:end-4] {
 			return false
 		}

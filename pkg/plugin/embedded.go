@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/grafana/grafana-plugin-sdk-go/backend"
 	"github.com/prometheus/prometheus/model/exemplar"
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/promql/parser"
@@ -40,6 +41,9 @@ func (b embedded) evaluate(ctx context.Context, q query) (answer, error) {
 			return answer{}, badRequest("%w", err)
 		}
 	}
+	if err := b.await(ctx); err != nil {
+		return answer{}, err
+	}
 	prepared, err := b.prepare(ctx, q)
 	if err != nil {
 		return answer{}, classify(err, http.StatusBadRequest)
@@ -57,6 +61,14 @@ func (b embedded) evaluate(ctx context.Context, q query) (answer, error) {
 	return a, nil
 }
 
+// await waits until the layer can be answered in full.
+func (b embedded) await(ctx context.Context) error {
+	if err := b.engine.Await(ctx); err != nil {
+		return newError(http.StatusServiceUnavailable, backend.ErrorSourceDownstream, "%w", err)
+	}
+	return nil
+}
+
 func (b embedded) prepare(ctx context.Context, q query) (promql.Query, error) {
 	if q.instant {
 		return b.engine.QueryEngine().NewInstantQuery(ctx, b.engine.Queryable(), nil, q.expr, q.end)
@@ -66,6 +78,9 @@ func (b embedded) prepare(ctx context.Context, q query) (promql.Query, error) {
 
 func (b embedded) findExemplars(ctx context.Context, q query) ([]exemplar.QueryResult, error) {
 	if err := unready(b.engine.State()); err != nil {
+		return nil, err
+	}
+	if err := b.await(ctx); err != nil {
 		return nil, err
 	}
 	store := b.engine.ExemplarQueryable()

@@ -23,26 +23,29 @@ type Engine interface {
 	State() State
 	// Handler serves the HTTP API of the contract; while the engine starts it answers 503 with Retry-After.
 	Handler() http.Handler
-	// QueryEngine, Queryable and ExemplarQueryable are asked only while the engine is ready. ExemplarQueryable may be nil.
+	// QueryEngine, Queryable and ExemplarQueryable are asked only when Await has returned nil. ExemplarQueryable may be nil.
 	QueryEngine() promql.QueryEngine
 	Queryable() storage.SampleAndChunkQueryable
 	ExemplarQueryable() storage.ExemplarQueryable
+	// Await returns when the context's layer can be answered in full, which may be later than that the engine takes writes. Its error says how far it is.
+	Await(ctx context.Context) error
 	// WithLayer narrows queries under the returned context to one layer: merged, speed or batch.
 	WithLayer(ctx context.Context, layer string) (context.Context, error)
 }
 
 // The phases of an engine.
 const (
-	PhaseStarting = "starting"
-	PhaseReady    = "ready"
-	PhaseFailed   = "failed"
-	PhaseStopping = "stopping"
+	PhaseStarting  = "starting"
+	PhaseReplaying = "replaying" // takes writes; queries of all layers but batch wait
+	PhaseReady     = "ready"
+	PhaseFailed    = "failed"
+	PhaseStopping  = "stopping"
 )
 
 // State is an engine's phase with what there is to say about it.
 type State struct {
 	Phase    string // one of the Phase constants
-	Progress string // what a starting engine is doing
+	Progress string // what a starting or replaying engine is doing
 	Err      error  // why a failed engine does not open, or what is wrong with a ready one
 }
 
@@ -60,6 +63,8 @@ func (n noEngine) State() State                               { return State{Pha
 func (noEngine) QueryEngine() promql.QueryEngine              { return nil }
 func (noEngine) Queryable() storage.SampleAndChunkQueryable   { return noStorage{} }
 func (noEngine) ExemplarQueryable() storage.ExemplarQueryable { return nil }
+
+func (n noEngine) Await(context.Context) error { return n.err }
 
 func (noEngine) WithLayer(ctx context.Context, _ string) (context.Context, error) { return ctx, nil }
 

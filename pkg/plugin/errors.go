@@ -67,7 +67,7 @@ func errorResponse(err error) backend.DataResponse {
 // unready returns an error that says why the engine cannot be asked, or nil.
 func unready(s State) error {
 	switch s.Phase {
-	case PhaseReady:
+	case PhaseReady, PhaseReplaying:
 		return nil
 	case PhaseFailed:
 		return newError(http.StatusServiceUnavailable, backend.ErrorSourceDownstream, "the engine does not run: %w", orUnknown(s.Err))

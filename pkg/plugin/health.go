@@ -32,8 +32,14 @@ type layers struct {
 	Blocks      []block      `json:"blocks"`
 	Watermarks  *watermarks  `json:"watermarks,omitempty"`
 	Bucket      *bucket      `json:"bucket,omitempty"`
+	Replay      *replay      `json:"replay,omitempty"`
 	// Problems are what is wrong with a server that answers, by component.
 	Problems map[string]string `json:"problems,omitempty"`
+}
+
+// replay is what a start still has to read before it can answer in full.
+type replay struct {
+	Progress string `json:"progress"`
 }
 
 type watermarks struct {
@@ -190,7 +196,11 @@ func (r healthReport) summary(now time.Time) string {
 	for _, b := range l.Blocks {
 		levels[b.Level]++
 	}
-	parts := []string{what, "speed layer: " + countText(len(l.Generations), "generation"), "batch layer: " + blocksText(levels)}
+	parts := []string{what}
+	if l.Replay != nil {
+		parts = append(parts, "writes are taken and the batch layer answers, other queries wait for this: "+l.Replay.Progress)
+	}
+	parts = append(parts, "speed layer: "+countText(len(l.Generations), "generation"), "batch layer: "+blocksText(levels))
 	if n := l.series(); n > 0 {
 		parts = append(parts, fmt.Sprintf("at least %d series", n))
 	}

@@ -57,6 +57,13 @@ func TestHealth(t *testing.T) {
 		{"bucket away", ready, 200, `{"generations":[],"blocks":[],"bucket":{"reachable":false,"error":"connection refused"}}`, false, []string{"bucket cannot be reached: connection refused"}},
 		{"a component has a problem", State{Phase: PhaseReady, Err: errBroken}, 200, someLayers, false, []string{"engine is ready", "But: broken on purpose"}},
 		{"starting", State{Phase: PhaseStarting, Progress: "replaying the log: 40 %"}, 200, someLayers, false, []string{"starting: replaying the log: 40 %"}},
+		{
+			"replaying",
+			State{Phase: PhaseReplaying, Progress: "40 %"},
+			200, `{"generations":[{"state":"replaying"},{"state":"active"}],"blocks":[],"replay":{"progress":"the log: 40 %"}}`, true,
+			[]string{"engine is replaying; writes are taken and the batch layer answers, other queries wait for this: the log: 40 %;", "2 generations"},
+		},
+		{"replaying fails", State{Phase: PhaseReplaying, Err: errBroken}, 200, someLayers, false, []string{"engine is replaying", "But: broken on purpose"}},
 		{"failed", State{Phase: PhaseFailed, Err: errBroken}, 200, someLayers, false, []string{"broken on purpose"}},
 		{"stopping", State{Phase: PhaseStopping}, 200, someLayers, false, []string{"stopping"}},
 		{"layers failing", ready, 500, `{"errorType":"internal","error":"no layers today"}`, false, []string{"no layers today"}},

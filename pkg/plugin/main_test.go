@@ -35,13 +35,14 @@ func TestMain(m *testing.M) {
 
 // fakeEngine is PromQL over a storage, with a phase that tests set.
 type fakeEngine struct {
-	state     atomic.Pointer[State]
-	queries   promql.QueryEngine
-	store     storage.SampleAndChunkQueryable
-	exemplars storage.ExemplarQueryable
-	handler   http.Handler
-	layers    []string
-	onStop    func(context.Context)
+	state      atomic.Pointer[State]
+	queries    promql.QueryEngine
+	store      storage.SampleAndChunkQueryable
+	exemplars  storage.ExemplarQueryable
+	handler    http.Handler
+	layers     []string
+	incomplete error // of all layers but batch
+	onStop     func(context.Context)
 }
 
 type layerKey struct{}
@@ -52,6 +53,13 @@ func (e *fakeEngine) Handler() http.Handler                        { return e.ha
 func (e *fakeEngine) QueryEngine() promql.QueryEngine              { return e.queries }
 func (e *fakeEngine) Queryable() storage.SampleAndChunkQueryable   { return e.store }
 func (e *fakeEngine) ExemplarQueryable() storage.ExemplarQueryable { return e.exemplars }
+
+func (e *fakeEngine) Await(ctx context.Context) error {
+	if ctx.Value(layerKey{}) == "batch" {
+		return nil
+	}
+	return e.incomplete
+}
 
 func (e *fakeEngine) Stop(ctx context.Context) {
 	if e.onStop != nil {

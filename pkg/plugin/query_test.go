@@ -198,6 +198,25 @@ func TestQueryWhileNotReady(t *testing.T) {
 	}
 }
 
+// While logs are replayed, a query is answered only where that is all of the answer.
+func TestQueryWhileReplaying(t *testing.T) {
+	e := newEngine(t, goldenLoad)
+	e.state.Store(&State{Phase: PhaseReplaying, Progress: "40 %"})
+	e.incomplete = errBroken
+	d := newDatasource(t, e, backend.DataSourceInstanceSettings{})
+	for _, layer := range []string{"", "merged", "speed"} {
+		a := ask(t, d, nil, map[string]string{"A": `{"expr":"requests","range":true,"exemplar":true,"layer":"` + layer + `"}`})["A"]
+		require.ErrorIs(t, a.Error, errBroken)
+		require.Equal(t, 503, int(a.Status))
+		require.Empty(t, a.Frames)
+	}
+	a := ask(t, d, nil, map[string]string{"A": `{"expr":"requests","range":true,"layer":"batch"}`})["A"]
+	require.NoError(t, a.Error)
+	require.NotEmpty(t, a.Frames)
+	e.incomplete = nil
+	require.NoError(t, ask(t, d, nil, map[string]string{"A": `{"expr":"requests","range":true}`})["A"].Error)
+}
+
 func TestQueryLayer(t *testing.T) {
 	e := newEngine(t, goldenLoad)
 	d := newDatasource(t, e, backend.DataSourceInstanceSettings{})

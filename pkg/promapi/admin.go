@@ -38,16 +38,21 @@ func (a *api) deleteSeries(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", "600")
 		a.fail(w, unavailable, err)
 	case err != nil:
-		refused, ok := errors.AsType[*ingest.Unavailable](err)
-		if !ok {
-			a.fail(w, internalError, err)
-			return
-		}
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(refused.RetryAfter.Seconds()))))
-		a.fail(w, unavailable, err)
+		a.failLater(w, err)
 	default:
 		w.WriteHeader(http.StatusNoContent)
 	}
+}
+
+// failLater tells when to come again, where an error says so.
+func (a *api) failLater(w http.ResponseWriter, err error) {
+	later, ok := errors.AsType[*ingest.Unavailable](err)
+	if !ok {
+		a.fail(w, internalError, err)
+		return
+	}
+	w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(later.RetryAfter.Seconds()))))
+	a.fail(w, unavailable, err)
 }
 
 // deletion reads what a request asks to be deleted.

@@ -33,6 +33,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/serving"
 	"github.com/millrace/millrace/pkg/tombstone"
 )
@@ -467,4 +468,41 @@ func TestAPanicIsThatRequestsError(t *testing.T) {
 	require.Equal(t, http.StatusInternalServerError, w.Code)
 	require.Equal(t, "internal", decode(t, w).ErrorType)
 	require.Equal(t, "half an ", do(f, http.MethodGet, "/metrics", "").Body.String())
+}
+
+// While the engine reads its logs, writes and what needs no samples are answered, and the rest is not answered in part.
+func TestWhileLogsAreReplayed(t *testing.T) {
+	f := newFixture(t, func(o *Options) {
+		o.Ready = func() error { return nil }
+		o.Loading = func() string { return "the log: 40 %" }
+		o.Await = func(ctx context.Context) error {
+			if serving.LayerOf(ctx) == serving.Batch {
+				return nil
+			}
+			return &ingest.Unavailable{Status: http.StatusServiceUnavailable, RetryAfter: 7 * time.Second, Reason: "the log: 40 %"}
+		}
+		o.Write = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	})
+	for _, path := range []string{
+		"/api/v1/query?query=up", "/api/v1/query?query=up&layer=speed", "/api/v1/query_range?query=up&start=0&end=100&step=15", "/api/v1/series?match[]=up", "/api/v1/labels",
+		"/api/v1/label/job/values", "/api/v1/metadata", "/api/v1/query_exemplars?query=up&start=0&end=100", "/api/v1/status/tsdb",
+	} {
+		w := httptest.NewRecorder()
+		f.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, http.NoBody))
+		require.Equal(t, http.StatusServiceUnavailable, w.Code, path)
+		require.Equal(t, "7", w.Header().Get("Retry-After"), path)
+		require.Contains(t, w.Body.String(), "the log: 40 %", path)
+	}
+	for path, text := range map[string]string{
+		"/api/v1/query?query=up&time=300&layer=batch": `"success"`, "/api/v1/format_query?query=up": `"success"`, "/api/v1/status/buildinfo": `"success"`, "/api/v1/layers": `"success"`,
+		"/-/ready": "Millrace is Ready.\nIt takes writes and answers layer=batch; what else is asked waits for this: the log: 40 %.\n",
+	} {
+		w := httptest.NewRecorder()
+		f.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, http.NoBody))
+		require.Equal(t, http.StatusOK, w.Code, path)
+		require.Contains(t, w.Body.String(), text, path)
+	}
+	w := httptest.NewRecorder()
+	f.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/api/v1/write", http.NoBody))
+	require.Equal(t, http.StatusNoContent, w.Code)
 }

@@ -22,6 +22,8 @@ func ForEngine(e *engine.Engine) http.Handler {
 		Exemplars:   e.ExemplarQueryable(),
 		Features:    e.Features(),
 		Ready:       func() error { return ready(e.State()) },
+		Loading:     func() string { return loading(e.State()) },
+		Await:       e.Await,
 		Write:       e.Receiver(),
 		Metrics:     promhttp.HandlerFor(e.Gatherer(), promhttp.HandlerOpts{}),
 		Metadata:    e.Metadata,
@@ -44,12 +46,22 @@ func ForEngine(e *engine.Engine) http.Handler {
 
 func ready(s engine.State) error {
 	switch s.Phase {
-	case engine.Ready:
+	case engine.Ready, engine.Replaying:
 		return nil
 	case engine.Failed:
 		return fmt.Errorf("failed to start, trying again: %w", s.Err)
 	}
 	return errors.New(string(s.Phase) + ": " + s.Progress)
+}
+
+func loading(s engine.State) string {
+	if s.Phase != engine.Replaying {
+		return ""
+	}
+	if s.Err != nil {
+		return s.Progress + " (" + s.Err.Error() + ")"
+	}
+	return s.Progress
 }
 
 // head sums up what is in memory.

@@ -24,6 +24,12 @@ func (a *api) ready(w http.ResponseWriter, _ *http.Request) {
 		}
 	}
 	_, _ = io.WriteString(w, "Millrace is Ready.\n")
+	if a.o.Loading == nil {
+		return
+	}
+	if what := a.o.Loading(); what != "" {
+		_, _ = io.WriteString(w, "It takes writes and answers layer=batch; what else is asked waits for this: "+what+".\n")
+	}
 }
 
 func (a *api) layers(w http.ResponseWriter, _ *http.Request) {

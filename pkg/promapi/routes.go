@@ -17,6 +17,7 @@ type endpoint struct {
 	serve   http.Handler
 	always  bool // also while the engine is not ready
 	form    bool // parameters come as a form: bounded, checked, compressed, with CORS headers
+	whole   bool // only when the layer that is asked can be answered in full; has a form
 }
 
 const (
@@ -37,7 +38,7 @@ func (a *api) newRoutes() map[string]endpoint {
 		prefix + "/batch/run": {methods: []string{http.MethodPost}, serve: http.HandlerFunc(a.batchRun), form: true},
 	}
 	for path, serve := range map[string]http.HandlerFunc{"delete_series": a.deleteSeries, "clean_tombstones": a.cleanTombstones} {
-		routes[prefix+"/admin/tsdb/"+path] = endpoint{methods: []string{http.MethodPost, http.MethodPut}, serve: serve, form: true}
+		routes[prefix+"/admin/tsdb/"+path] = endpoint{methods: []string{http.MethodPost, http.MethodPut}, serve: serve, form: true, whole: true}
 	}
 	if a.o.Metrics != nil {
 		routes["/metrics"] = endpoint{methods: []string{http.MethodGet, http.MethodHead}, serve: a.o.Metrics, always: true}
@@ -49,14 +50,15 @@ func (a *api) newRoutes() map[string]endpoint {
 	}
 	own := map[string]http.HandlerFunc{"/metadata": a.metadata, "/status/tsdb": a.tsdbStatus}
 	for path, serve := range own {
-		routes[prefix+path] = endpoint{methods: getOrPost, serve: serve, form: true}
+		routes[prefix+path] = endpoint{methods: getOrPost, serve: serve, form: true, whole: true}
 	}
-	for _, path := range []string{
-		"/query", "/query_range", "/query_exemplars", "/format_query", "/parse_query", "/series", "/labels", "/rules", "/status/buildinfo",
+	for path, whole := range map[string]bool{
+		"/query": true, "/query_range": true, "/query_exemplars": true, "/series": true, "/labels": true,
+		"/format_query": false, "/parse_query": false, "/rules": false, "/status/buildinfo": false,
 	} {
-		routes[prefix+path] = endpoint{methods: getOrPost, serve: a.upstream, form: true}
+		routes[prefix+path] = endpoint{methods: getOrPost, serve: a.upstream, form: true, whole: whole}
 	}
-	routes[labelValues] = endpoint{methods: getOrPost, serve: a.upstream, form: true}
+	routes[labelValues] = endpoint{methods: getOrPost, serve: a.upstream, form: true, whole: true}
 	return routes
 }
 
@@ -108,7 +110,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	if found.always || !a.refuse(w) {
 		if found.form {
-			a.serveForm(w, r, found.serve)
+			a.serveForm(w, r, found)
 			return
 		}
 		found.serve.ServeHTTP(w, r)
@@ -132,8 +134,9 @@ func (a *api) refuse(w http.ResponseWriter) bool {
 // retryAfter is in how many seconds a client should come again.
 const retryAfter = "5"
 
-// serveForm reads and checks the parameters before it hands the request on.
-func (a *api) serveForm(w http.ResponseWriter, r *http.Request, next http.Handler) {
+// serveForm reads and checks the parameters, and waits if need be, before it hands the request on.
+func (a *api) serveForm(w http.ResponseWriter, r *http.Request, found endpoint) {
+	next := found.serve
 	if next != a.upstream {
 		// Prometheus's handlers do both themselves.
 		httputil.SetCORS(w, a.o.CORSOrigin, r)
@@ -152,6 +155,12 @@ func (a *api) serveForm(w http.ResponseWriter, r *http.Request, next http.Handle
 	if err != nil {
 		a.fail(w, badData, err)
 		return
+	}
+	if found.whole && a.o.Await != nil {
+		if err := a.o.Await(ctx); err != nil {
+			a.failLater(w, err)
+			return
+		}
 	}
 	next.ServeHTTP(w, asGet(r.WithContext(ctx)))
 }

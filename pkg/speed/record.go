@@ -176,6 +176,8 @@ type RecordReader struct {
 	g       *Generation
 	pages   []*definitionPage // By id; nil where nothing is defined.
 	records uint64
+	slab    []definition // That are not used yet.
+	keys    []byte       // Where there may be room for more.
 }
 
 type definitionPage [1 << 10]atomic.Pointer[definition]
@@ -216,7 +218,7 @@ func (r *RecordReader) Define(rec []byte) (Floats, error) {
 	for n := c.uvarint(); n > 0 && !c.bad; n-- {
 		id := c.uvarint()
 		key := c.bytes(c.uvarint())
-		if c.bad || id == 0 || id > math.MaxUint32 || !ingest.IsKey(key) || !r.define(uint32(id), key) {
+		if c.bad || id == 0 || id > math.MaxUint32 || !r.define(uint32(id), key) {
 			return Floats{}, fmt.Errorf("%w: definition of series %d", ErrRecord, id)
 		}
 	}
@@ -226,9 +228,17 @@ func (r *RecordReader) Define(rec []byte) (Floats, error) {
 	return Floats{pages: r.pages, record: r.records, rec: c}, nil
 }
 
-// define says whether the id does not mean another series already.
+// define says whether the key is one, and the id does not mean another series already.
 func (r *RecordReader) define(id uint32, key []byte) bool {
 	at := int(id) / len(definitionPage{})
+	if at < len(r.pages) && r.pages[at] != nil {
+		if old := r.pages[at][int(id)%len(definitionPage{})].Load(); old != nil {
+			return bytes.Equal(old.key, key)
+		}
+	}
+	if !ingest.IsKey(key) {
+		return false
+	}
 	if missing := at + 1 - len(r.pages); missing > 0 {
 		r.pages = append(r.pages, make([]*definitionPage, missing)...)
 	}
@@ -236,15 +246,29 @@ func (r *RecordReader) define(id uint32, key []byte) bool {
 		r.pages = slices.Clone(r.pages) // Whoever has the list so far does not need the page.
 		r.pages[at] = &definitionPage{}
 	}
-	slot := &r.pages[at][int(id)%len(definitionPage{})]
-	if old := slot.Load(); old != nil {
-		return bytes.Equal(old.key, key)
-	}
-	// The key is copied: it must not keep the whole record.
-	slot.Store(&definition{id: id, from: r.records, key: bytes.Clone(key)})
+	r.pages[at][int(id)%len(definitionPage{})].Store(r.newDefinition(id, key))
 	r.g.ids.Store(max(r.g.ids.Load(), id))
 	return true
 }
+
+// newDefinition takes a definition from a slab; there are as many as series. The key is copied: it must not keep the whole record.
+func (r *RecordReader) newDefinition(id uint32, key []byte) *definition {
+	if len(r.slab) == 0 {
+		r.slab = make([]definition, len(definitionPage{}))
+	}
+	if len(r.keys)+len(key) > cap(r.keys) {
+		r.keys = make([]byte, 0, max(definitionKeys, len(key)))
+	}
+	start := len(r.keys)
+	r.keys = append(r.keys, key...)
+	d := &r.slab[0]
+	r.slab = r.slab[1:]
+	d.id, d.from, d.key = id, r.records, r.keys[start:len(r.keys):len(r.keys)]
+	return d
+}
+
+// definitionKeys is the number of bytes of keys that are allocated at once.
+const definitionKeys = 64 << 10
 
 // replayed is what was read from records.
 type replayed struct {
