@@ -134,10 +134,10 @@ const retryAfter = "5"
 
 // serveForm reads and checks the parameters before it hands the request on.
 func (a *api) serveForm(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	if next != a.upstream {
-		// Prometheus's handlers do both themselves.
-		httputil.SetCORS(w, a.o.CORSOrigin, r)
-		next = httputil.CompressionHandler{Handler: next}
+	if next == a.upstream {
+		next = uncompressed(next)
+	} else {
+		httputil.SetCORS(w, a.o.CORSOrigin, r) // Prometheus's handlers do it themselves.
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, a.o.MaxForm)
 	if err := parseForm(r); err != nil {
@@ -153,7 +153,7 @@ func (a *api) serveForm(w http.ResponseWriter, r *http.Request, next http.Handle
 		a.fail(w, badData, err)
 		return
 	}
-	next.ServeHTTP(w, asGet(r.WithContext(ctx)))
+	a.compress(next).ServeHTTP(w, asGet(r.WithContext(ctx)))
 }
 
 // trackedWriter knows whether an answer has begun.

@@ -70,6 +70,8 @@ func (a *api) newUpstream() http.Handler {
 		v1.OpenAPIOptions{IncludePaths: []string{"none"}}, // It is not served.
 		a.parser,
 	)
+	up.ClearCodecs()
+	up.InstallCodec(encoder{})
 	r := route.New().WithPrefix(prefix)
 	up.Register(r)
 	return r
