@@ -3,6 +3,7 @@ package ingest
 import (
 	"bytes"
 	"iter"
+	"sync"
 	"unsafe"
 
 	"github.com/prometheus/prometheus/model/labels"
@@ -57,34 +58,20 @@ func IsKey(key []byte) bool {
 	return true
 }
 
+// labelsBuilders hold what the labels of a key are gathered in, of which there may be a million at once.
+var labelsBuilders = sync.Pool{New: func() any {
+	b := &labels.ScratchBuilder{}
+	b.SetUnsafeAdd(true) // So it copies strings, whatever package labels was built with.
+	return b
+}}
+
 // KeyLabels returns the label set of a key. Its strings are copies.
 func KeyLabels(key []byte) labels.Labels {
-	n := 0
-	for range KeyPairs(key) {
-		n++
-	}
-	b := labels.NewScratchBuilder(n)
-	// One copy for all strings: it is right for every build of package labels,
-	// also for those whose builder keeps the strings that it is given.
-	s := string(key)
-	for i := 0; i < len(key); {
-		_, j := readTag(key, i)
-		start, end := readBytes(key, j)
-		if j < 0 || end < 0 {
-			break
-		}
-		_, nj := readTag(key, start)
-		ns, ne := readBytes(key, nj)
-		if nj < 0 || ne < 0 {
-			break
-		}
-		_, vj := readTag(key, ne)
-		vs, ve := readBytes(key, vj)
-		if vj < 0 || ve < 0 {
-			break
-		}
-		b.Add(s[ns:ne], s[vs:ve])
-		i = end
+	b, _ := labelsBuilders.Get().(*labels.ScratchBuilder)
+	defer labelsBuilders.Put(b)
+	b.Reset()
+	for name, value := range KeyPairs(key) {
+		b.Add(text(name), text(value))
 	}
 	return b.Labels()
 }
