@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -83,7 +82,7 @@ func (e *Engine) open(ctx context.Context) {
 	e.report("open", nil)
 	e.setPhase(Ready, "")
 	close(e.opened)
-	debug.FreeOSMemory() // what opening took: a replay leaves as much garbage as it read
+	GiveBack() // what opening took: a replay leaves as much garbage as it read
 	e.logger.Info("ready", "path", e.data.path)
 	e.loop("seal", e.sealOnSchedule)
 	e.loop("flush", func(ctx context.Context) { every(ctx, 10*time.Second, e.sealed, e.flushOnSchedule) })
