@@ -31,7 +31,11 @@ func (e *Engine) runBatchOnSchedule(ctx context.Context) {
 
 func (e *Engine) runJobs(ctx context.Context, force bool) error {
 	defer collector.save()()
-	if _, err := e.data.runner.Run(ctx, force); err != nil {
+	done, err := e.data.runner.Run(ctx, force)
+	if done.Jobs > 0 {
+		defer GiveBack()
+	}
+	if err != nil {
 		return fmt.Errorf("run batch jobs: %w", err)
 	}
 	return e.syncBucket(ctx)
