@@ -104,8 +104,11 @@ func BenchmarkXORIterator(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			var it chunkenc.Iterator
 			for b.Loop() {
+				n := 0
 				for it = open(it); it.Next() == chunkenc.ValFloat; {
+					n++
 				}
+				require.Equal(b, c.NumSamples(), n)
 			}
 		})
 	}

@@ -27,9 +27,23 @@ func requirePrometheus(t *testing.T, resp *v1.Response) {
 func TestAnswersAreEncodedAsByPrometheus(t *testing.T) {
 	odd := labels.FromStrings("__name__", "up", "a", "\"quoted\" back\\slash", "b", "<tab>\t&\x01\x7f", "c", "größe", "d", "\xff\u2028", "résultat", `"result":[`)
 	points := []promql.FPoint{
-		{T: 0, F: 0}, {T: 1, F: math.Copysign(0, -1)}, {T: -1, F: -1}, {T: -1500, F: 1.5}, {T: 1435781451781, F: math.NaN()}, {T: 10, F: math.Inf(1)}, {T: 100, F: math.Inf(-1)},
-		{T: 1e12, F: 1e-7}, {T: 1e12 + 20, F: 1e-6}, {T: 5, F: 1e21}, {T: 5, F: 123456789012345678}, {T: 5, F: maxWhole}, {T: 5, F: maxWhole - 1}, {T: 5, F: -maxWhole + 1},
-		{T: 5, F: math.MaxFloat64}, {T: 5, F: math.SmallestNonzeroFloat64}, {T: 5, F: 0.1 + 0.2},
+		{T: 0, F: 0},
+		{T: 1, F: math.Copysign(0, -1)},
+		{T: -1, F: -1},
+		{T: -1500, F: 1.5},
+		{T: 1435781451781, F: math.NaN()},
+		{T: 10, F: math.Inf(1)},
+		{T: 100, F: math.Inf(-1)},
+		{T: 1e12, F: 1e-7},
+		{T: 1e12 + 20, F: 1e-6},
+		{T: 5, F: 1e21},
+		{T: 5, F: 123456789012345678},
+		{T: 5, F: maxWhole},
+		{T: 5, F: maxWhole - 1},
+		{T: 5, F: -maxWhole + 1},
+		{T: 5, F: math.MaxFloat64},
+		{T: 5, F: math.SmallestNonzeroFloat64},
+		{T: 5, F: 0.1 + 0.2},
 	}
 	histogram := promql.HPoint{T: 7, H: tsdbutil.GenerateTestFloatHistogram(3)}
 	var vector promql.Vector
