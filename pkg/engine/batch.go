@@ -35,7 +35,10 @@ func (e *Engine) runBatchOnSchedule(ctx context.Context) {
 
 func (e *Engine) runJobs(ctx context.Context, force bool) error {
 	defer collector.save()()
-	_, err := e.data.runner.Run(ctx, force)
+	done, err := e.data.runner.Run(ctx, force)
+	if done.Jobs > 0 {
+		defer GiveBack()
+	}
 	if errors.Is(err, batch.ErrElsewhere) { // layers say so
 		e.logger.Info("a round of batch jobs is left out", "reason", err)
 		err = nil

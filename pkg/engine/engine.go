@@ -145,6 +145,7 @@ func New(cfg Config, reg prometheus.Registerer, gatherer prometheus.Gatherer, lo
 		sealed: make(chan struct{}, 1), uploadable: make(chan struct{}, 1), opened: make(chan struct{}),
 		unreadable: map[uint64]int{}, published: claim.Unknown,
 	}
+	collector.setUsual()
 	memory := setMemoryLimit(cfg.MemoryLimit)
 	if cfg.Speed.MemoryLimit == 0 {
 		e.cfg.Speed.MemoryLimit = memory / 2

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"os"
 	"runtime/debug"
 	"sync"
 )
@@ -10,6 +11,8 @@ import (
 var collector gcPercent
 
 const (
+	// usualPercent is less than Go's own: most of what is live are samples, which never become garbage one by one.
+	usualPercent = 75
 	// thriftyPercent is for making blocks: beside a generation that fills the memory, what that leaves behind must not become as much again.
 	thriftyPercent = 40
 	// lavishPercent is for reading logs: almost nothing becomes garbage that is worth to be collected before all of it is read.
@@ -20,6 +23,15 @@ type gcPercent struct {
 	mu              sync.Mutex
 	thrifty, lavish int // who wants it
 	usual           int // while there is somebody
+}
+
+// setUsual sets the percentage of a process that has no GOGC in its environment.
+func (g *gcPercent) setUsual() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if os.Getenv("GOGC") == "" && g.thrifty+g.lavish == 0 {
+		debug.SetGCPercent(usualPercent)
+	}
 }
 
 // save makes the collector thrifty until the returned function is called.

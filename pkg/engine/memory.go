@@ -16,7 +16,7 @@ const fallbackMemory = 4 << 30
 func (e *Engine) full(g *generation) bool { return g.mem.Stats().Bytes > e.cfg.Speed.MemoryLimit/4 }
 
 // memoryRefusal says why writes have to wait for memory, or nil. Sealed generations pile up when blocks cannot be written, or not as fast as
-// samples arrive.
+// samples arrive. What is kept of a generation that has become blocks only spares memory as long as there is enough: it goes first.
 func (e *Engine) memoryRefusal() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -30,11 +30,17 @@ func (e *Engine) memoryRefusal() error {
 	for _, l := range e.unread {
 		held += l.bytes()
 	}
-	if held <= e.cfg.Speed.MemoryLimit {
+	limit := e.cfg.Speed.MemoryLimit
+	if len(e.generations) > 0 { // The others inherit from one that is counted itself.
+		if oldest := e.generations[0].mem; held+oldest.Stats().Inherited > limit {
+			oldest.Disinherit()
+		}
+	}
+	if held <= limit {
 		return nil
 	}
 	return fmt.Errorf("%d generations, %d of them sealed and not blocks yet, hold more memory than --speed.memory-limit=%s",
-		len(e.generations)+len(e.unread), sealed+len(e.unread), sizeText(e.cfg.Speed.MemoryLimit))
+		len(e.generations)+len(e.unread), sealed+len(e.unread), sizeText(limit))
 }
 
 // setMemoryLimit gives the runtime a soft limit, unless GOMEMLIMIT did, and returns the limit in force, in bytes. Without one the collector would

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -199,7 +198,7 @@ func (e *Engine) replayLogs(ctx context.Context, r *recovery) {
 		return
 	}
 	e.mu.Lock()
-	took := time.Since(e.replaying)
+	long := time.Since(e.replaying) > time.Second
 	e.mu.Unlock()
 	e.exemplars.join()
 	e.metadata.allTold()
@@ -207,12 +206,14 @@ func (e *Engine) replayLogs(ctx context.Context, r *recovery) {
 	close(e.opened)
 	e.logger.Info("ready", "path", e.data.path)
 	e.loop("memory", func(ctx context.Context) {
-		sleep(ctx, settled)
+		if long {
+			sleep(ctx, settled)
+		}
 		endSpending()
-		debug.FreeOSMemory() // a replay leaves as much garbage as it read
+		GiveBack() // a replay leaves as much garbage as it read
 	})
 	e.loop("flush", func(ctx context.Context) {
-		if took > time.Second {
+		if long {
 			e.settle(ctx)
 		}
 		every(ctx, 10*time.Second, e.sealed, e.flushOnSchedule)

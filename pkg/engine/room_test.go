@@ -89,6 +89,24 @@ func TestTheLimitOfMemory(t *testing.T) {
 	eventually(t, "health is well again", func() bool { return problem(e, "memory") == "" })
 }
 
+func TestWhatIsInheritedGoesBeforeWritesAreRefused(t *testing.T) {
+	now := time.Now().UnixMilli()
+	e := startEngine(t, testConfig(t, t.TempDir()))
+	require.Equal(t, http.StatusNoContent, post(t, e.receiver, "before", 500, now).Code)
+	require.NoError(t, e.rotate())
+	require.NoError(t, e.flushSealed(t.Context()))
+	require.Equal(t, http.StatusNoContent, post(t, e.receiver, "after", 1, now).Code)
+	stats := e.activeGeneration().mem.Stats()
+	require.Positive(t, stats.Inherited)
+
+	e.cfg.Speed.MemoryLimit = stats.Bytes + stats.Inherited
+	require.NoError(t, e.memoryRefusal())
+	require.Equal(t, stats.Inherited, e.activeGeneration().mem.Stats().Inherited)
+	e.cfg.Speed.MemoryLimit--
+	require.NoError(t, e.memoryRefusal())
+	require.Zero(t, e.activeGeneration().mem.Stats().Inherited)
+}
+
 // TestAGenerationFoundTooLargeIsSealed starts with less memory than what the log holds takes: no write is accepted that would notice it.
 func TestAGenerationFoundTooLargeIsSealed(t *testing.T) {
 	now := time.Now().UnixMilli()

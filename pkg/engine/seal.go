@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -121,7 +120,7 @@ func (e *Engine) flushSealed(ctx context.Context) error {
 		e.metrics.flushSeconds.Observe(time.Since(began).Seconds())
 		e.logger.Info("wrote a generation to local blocks", "generation", g.Number, "blocks", len(blocks), "took", time.Since(began))
 		signal(e.uploadable)
-		debug.FreeOSMemory() // its memory goes at once, not as the collector gets round to it
+		GiveBack() // its memory goes at once, not as the collector gets round to it
 	}
 	return nil
 }

@@ -94,7 +94,7 @@ func (c *chain) openNext(t int64) bool {
 			c.err = fmt.Errorf("open chunk at %d: %w", c.meta.MinTime, errNoData)
 			return false
 		}
-		c.it = c.meta.Chunk.Iterator(c.it)
+		c.it = Samples(c.meta.Chunk, c.it)
 		c.open = true
 		return true
 	}

@@ -59,6 +59,7 @@ type api struct {
 	o        Options
 	parser   parser.Parser
 	upstream http.Handler
+	compress func(http.Handler) http.HandlerFunc
 	routes   map[string]endpoint
 }
 
@@ -76,7 +77,7 @@ func New(o Options) http.Handler {
 	if o.Exemplars == nil {
 		o.Exemplars = noExemplars{}
 	}
-	a := &api{o: o, parser: o.Features.NewParser()}
+	a := &api{o: o, parser: o.Features.NewParser(), compress: newCompression()}
 	a.upstream = newLazy(a.newUpstream)
 	a.routes = a.newRoutes()
 	return a

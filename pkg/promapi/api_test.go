@@ -127,7 +127,7 @@ func do(h http.Handler, method, path, params string) *httptest.ResponseRecorder 
 		r = httptest.NewRequest(method, path, strings.NewReader(params))
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	} else {
-		r = httptest.NewRequest(method, path+"?"+params, nil)
+		r = httptest.NewRequest(method, strings.TrimSuffix(path+"?"+params, "?"), nil)
 	}
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
@@ -429,10 +429,19 @@ func TestTooMuchIsAnExecutionError(t *testing.T) {
 }
 
 func TestCORSAndCompression(t *testing.T) {
-	f := newFixture(t, nil)
-	for _, path := range []string{"/api/v1/query", "/api/v1/metadata", "/api/v1/layers"} {
+	f := newFixture(t, func(o *Options) {
+		o.Layers = func() any { return map[string]string{"state": strings.Repeat("fine ", minCompressed)} }
+	})
+	for target, compressed := range map[string]bool{
+		"/api/v1/query?query=1&time=1":                                   false, // shorter than it is worth
+		"/api/v1/query?query=up&time=1":                                  false,
+		"/api/v1/metadata?query=1":                                       false,
+		"/api/v1/layers":                                                 true,
+		"/api/v1/query_range?query=up&start=0&end=1000&step=1":           true,
+		"/api/v1/query_range?query=nothing+and+else&start=0&end=1&step=": false, // an error
+	} {
 		for _, method := range []string{http.MethodGet, http.MethodOptions} {
-			r := httptest.NewRequest(method, path+"?query=1", nil)
+			r := httptest.NewRequest(method, target, nil)
 			r.Header.Set("Origin", "http://elsewhere")
 			r.Header.Set("Accept-Encoding", "gzip")
 			w := httptest.NewRecorder()
@@ -443,11 +452,20 @@ func TestCORSAndCompression(t *testing.T) {
 				require.Equal(t, http.StatusNoContent, w.Code)
 				continue
 			}
+			require.ElementsMatch(t, []string{"Origin", "Accept-Encoding"}, w.Header().Values("Vary"))
+			plain := do(f, method, target, "")
+			require.Empty(t, plain.Header().Get("Content-Encoding"))
+			if !compressed {
+				require.Empty(t, w.Header().Get("Content-Encoding"))
+				require.Equal(t, plain.Body.String(), w.Body.String())
+				continue
+			}
 			require.Equal(t, "gzip", w.Header().Get("Content-Encoding"))
 			z, err := gzip.NewReader(w.Body)
 			require.NoError(t, err)
 			text, err := io.ReadAll(z)
 			require.NoError(t, err)
+			require.Equal(t, plain.Body.String(), string(text))
 			require.Contains(t, string(text), `"status":"success"`)
 		}
 	}

@@ -137,10 +137,10 @@ const retryAfter = "5"
 // serveForm reads and checks the parameters, and waits if need be, before it hands the request on.
 func (a *api) serveForm(w http.ResponseWriter, r *http.Request, found endpoint) {
 	next := found.serve
-	if next != a.upstream {
-		// Prometheus's handlers do both themselves.
-		httputil.SetCORS(w, a.o.CORSOrigin, r)
-		next = httputil.CompressionHandler{Handler: next}
+	if next == a.upstream {
+		next = uncompressed(next)
+	} else {
+		httputil.SetCORS(w, a.o.CORSOrigin, r) // Prometheus's handlers do it themselves.
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, a.o.MaxForm)
 	if err := parseForm(r); err != nil {
@@ -162,7 +162,7 @@ func (a *api) serveForm(w http.ResponseWriter, r *http.Request, found endpoint) 
 			return
 		}
 	}
-	next.ServeHTTP(w, asGet(r.WithContext(ctx)))
+	a.compress(next).ServeHTTP(w, asGet(r.WithContext(ctx)))
 }
 
 // trackedWriter knows whether an answer has begun.

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/prometheus/util/notifications"
 	v1 "github.com/prometheus/prometheus/web/api/v1"
 
+	"github.com/millrace/millrace/pkg/engine"
 	"github.com/millrace/millrace/pkg/serving"
 )
 
@@ -70,18 +71,26 @@ func (a *api) newUpstream() http.Handler {
 		a.parser,
 		false, 0, // cost of queries, and their timeout for it
 	)
+	up.ClearCodecs()
+	up.InstallCodec(encoder{})
 	r := route.New().WithPrefix(prefix)
 	up.Register(r)
 	return r
 }
 
-// lazy is a handler that is made when it is first needed: Prometheus's takes longer than all else that a start needs, as it writes a description of
-// itself that nobody asks for.
+// lazy is a handler that is made when it is first needed: Prometheus's takes longer than all else that a start needs, and more memory, as it writes a
+// description of itself that nobody asks for. What that leaves behind is given back while the first request is answered.
 type lazy struct {
 	handler func() http.Handler
 }
 
-func newLazy(f func() http.Handler) *lazy { return &lazy{handler: sync.OnceValue(f)} }
+func newLazy(f func() http.Handler) *lazy {
+	return &lazy{handler: sync.OnceValue(func() http.Handler {
+		h := f()
+		go engine.GiveBack()
+		return h
+	})}
+}
 
 func (l *lazy) ServeHTTP(w http.ResponseWriter, r *http.Request) { l.handler().ServeHTTP(w, r) }
 

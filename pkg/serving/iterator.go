@@ -56,7 +56,7 @@ func (p *plainIterator) next(t int64) bool {
 			p.err = fmt.Errorf("chunk at %d has no data", p.meta.MinTime)
 			return false
 		}
-		p.Iterator = p.meta.Chunk.Iterator(p.Iterator)
+		p.Iterator = merge.Samples(p.meta.Chunk, p.Iterator)
 		p.open = true
 		return true
 	}

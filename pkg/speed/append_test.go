@@ -1,6 +1,7 @@
 package speed
 
 import (
+	"fmt"
 	"math"
 	"runtime"
 	"testing"
@@ -212,6 +213,62 @@ func TestLabelsAreHandedOver(t *testing.T) {
 	runtime.GC()
 	require.Nil(t, registry.Value())
 	require.Equal(t, "b", find(t, g, "a", "b").Get("a"))
+}
+
+func TestAnInheritanceIsCountedUntilItIsTaken(t *testing.T) {
+	var series []ingest.Series
+	for i := range 1000 {
+		series = append(series, in(lset("i", fmt.Sprint(i)), sample{t: 1}))
+	}
+	old := NewGeneration(Options{Number: 1})
+	old.Append(0, batch(series...))
+	require.Zero(t, old.Stats().Inherited)
+	g := NewGeneration(Options{Number: 2, Previous: old})
+	whole := g.Stats().Inherited
+	require.Positive(t, whole)
+	require.Less(t, whole, old.Stats().Bytes)
+
+	g.Append(0, batch(in(lset("i", "0"), sample{t: 2}), in(lset("new", "1"), sample{t: 2})))
+	require.Less(t, g.Stats().Inherited, whole)
+	require.Greater(t, g.Stats().Inherited, whole-100, "the registry is there as before")
+	g.Append(1, batch(series[:999]...))
+	require.Positive(t, g.Stats().Inherited)
+	g.Append(2, batch(series...))
+	require.Zero(t, g.Stats().Inherited, "no series is left to be met again")
+
+	g = NewGeneration(Options{Number: 2, Previous: old})
+	g.Disinherit()
+	require.Zero(t, g.Stats().Inherited)
+	require.Zero(t, g.Append(0, batch(series...)).HandedOver)
+}
+
+func TestSeriesOfASkippedRequestAreInNoAnswer(t *testing.T) {
+	g := NewGeneration(Options{})
+	resolve := func(name string, ts int64) *ingest.Batch {
+		b := batch(in(lset("__name__", "m", name, "x"), sample{t: ts}))
+		g.Resolve(b)
+		return b
+	}
+	g.Append(0, resolve("kept", 1))
+	resolve("refused", 2)
+	g.Skip(1)
+	late := resolve("late", 3)
+	requireLabels := func(want ...string) {
+		t.Helper()
+		q, err := g.ChunkQuerier(minTime, maxTime)
+		require.NoError(t, err)
+		for _, ms := range [][]*labels.Matcher{nil, {all()}} {
+			got, _, err := q.LabelNames(t.Context(), nil, ms...)
+			require.NoError(t, err)
+			require.Equal(t, want, got)
+		}
+		values, _, err := q.LabelValues(t.Context(), "refused", nil)
+		require.NoError(t, err)
+		require.Empty(t, values)
+	}
+	requireLabels("__name__", "kept")
+	g.Append(2, late)
+	requireLabels("__name__", "kept", "late")
 }
 
 func TestIndexesAreTakenInOrder(t *testing.T) {

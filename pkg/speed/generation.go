@@ -21,7 +21,7 @@ type Options struct {
 	// FirstIndex is the index of the first request.
 	FirstIndex uint64
 	// Previous, if not nil, is a generation from which the labels of series met again are taken. Only its registry is kept
-	// alive by this, until the new generation is sealed.
+	// alive by this, until all its series were met again or the new generation is sealed.
 	Previous *Generation
 	// StartTimestamps keeps start timestamps, in chunk encodings that older readers do not know.
 	StartTimestamps bool
@@ -39,13 +39,15 @@ type Generation struct {
 	startTimestamps bool
 	metrics         *Metrics
 	shards          []shard
-	regs            registries
+	regs            *registries
 	previous        atomic.Pointer[registries]
 	ids             atomic.Uint32 // That were given to series in the log.
 	epoch           atomic.Uint32 // Of the log; see DefineFrom.
 
-	series, samples, late, duplicates, bytes atomic.Int64
-	minTime, maxTime                         atomic.Int64
+	samples, late, duplicates, bytes atomic.Int64
+	handedOver, handedOverBytes      atomic.Int64 // Series whose labels were the previous generation's, and these labels.
+	minTime, maxTime                 atomic.Int64
+	skipped                          atomic.Bool // There may be series without samples for good.
 }
 
 // NewGeneration returns an empty generation.
@@ -60,7 +62,7 @@ func NewGeneration(o Options) *Generation {
 		startTimestamps: o.StartTimestamps,
 		metrics:         o.Metrics,
 		shards:          make([]shard, n),
-		regs:            registries{shift: uint(64 - bits.TrailingZeros(uint(n))), regs: make([]*registry, n)},
+		regs:            &registries{shift: uint(64 - bits.TrailingZeros(uint(n))), regs: make([]*registry, n)},
 	}
 	if g.metrics == nil {
 		g.metrics = NewMetrics(nil)
@@ -71,8 +73,7 @@ func NewGeneration(o Options) *Generation {
 		g.shards[i].turn.next = o.FirstIndex
 	}
 	if o.Previous != nil {
-		regs := o.Previous.regs
-		g.previous.Store(&regs)
+		g.previous.Store(o.Previous.regs)
 	}
 	g.epoch.Store(1)
 	g.minTime.Store(math.MaxInt64)
@@ -187,13 +188,26 @@ func (g *Generation) visit(index, n uint64, shard int, p passage, w *writer, app
 
 // account makes visible in Stats what a shard's part added.
 func (g *Generation) account(before, w *writer) {
-	add(&g.series, w.Created-before.Created)
+	add(&g.regs.series, w.Created-before.Created)
+	add(&g.regs.bytes, w.registered-before.registered)
 	add(&g.samples, w.Samples-before.Samples)
 	add(&g.late, w.Late-before.Late)
 	add(&g.duplicates, w.Duplicates-before.Duplicates)
 	add(&g.bytes, w.bytes-before.bytes)
 	lower(&g.minTime, w.MinTime)
 	raise(&g.maxTime, w.MaxTime)
+	if w.HandedOver > before.HandedOver {
+		add(&g.handedOverBytes, w.handedOver-before.handedOver)
+		g.takeOver(int64(w.HandedOver - before.HandedOver))
+	}
+}
+
+// takeOver counts series that were handed over. When these are all, the previous generation has nothing left to give.
+func (g *Generation) takeOver(n int64) {
+	all := g.handedOver.Add(n)
+	if prev := g.previous.Load(); prev != nil && all >= prev.series.Load() {
+		g.Disinherit()
+	}
 }
 
 // lower makes a at most n.
@@ -222,6 +236,7 @@ func add(a *atomic.Int64, n int) {
 
 // Skip gives up an index, for a request whose log write failed. It does not wait.
 func (g *Generation) Skip(index uint64) {
+	g.skipped.Store(true)
 	for i := range g.shards {
 		g.shards[i].turn.skip(index)
 	}
@@ -257,7 +272,10 @@ func (g *Generation) Labels(hash uint64, ref uint32) labels.Labels {
 }
 
 // Seal says that there will be no more appends: the caller has waited for all to return. It lets go of the previous generation.
-func (g *Generation) Seal() { g.previous.Store(nil) }
+func (g *Generation) Seal() { g.Disinherit() }
+
+// Disinherit lets go of the previous generation: new series get labels of their own.
+func (g *Generation) Disinherit() { g.previous.Store(nil) }
 
 // Number returns the generation's number.
 func (g *Generation) Number() uint64 { return g.number }
@@ -269,6 +287,8 @@ type Stats struct {
 	Late       int64 // Of these, those that came out of order.
 	Duplicates int64 // That were dropped.
 	Bytes      int64 // Memory, estimated; strings shared with the previous generation are counted in both.
+	// Inherited is what is kept alive of the previous generation and not in Bytes: its registry, until it is not needed any more.
+	Inherited int64
 	// Of all samples, in milliseconds; MinTime > MaxTime if there are none.
 	MinTime, MaxTime int64
 }
@@ -276,7 +296,15 @@ type Stats struct {
 // Stats is cheap enough to be called for every request.
 func (g *Generation) Stats() Stats {
 	return Stats{
-		Series: g.series.Load(), Samples: g.samples.Load(), Late: g.late.Load(), Duplicates: g.duplicates.Load(),
-		Bytes: g.bytes.Load(), MinTime: g.minTime.Load(), MaxTime: g.maxTime.Load(),
+		Series: g.regs.series.Load(), Samples: g.samples.Load(), Late: g.late.Load(), Duplicates: g.duplicates.Load(),
+		Bytes: g.bytes.Load(), Inherited: g.inherited(), MinTime: g.minTime.Load(), MaxTime: g.maxTime.Load(),
 	}
+}
+
+func (g *Generation) inherited() int64 {
+	prev := g.previous.Load()
+	if prev == nil {
+		return 0
+	}
+	return max(0, prev.bytes.Load()-g.handedOverBytes.Load())
 }

@@ -3,6 +3,7 @@ package speed
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/prometheus/prometheus/model/labels"
@@ -181,11 +182,29 @@ func (q *querier) eachView(ctx context.Context, ms []*labels.Matcher, f func(vie
 			}
 			matched = sel.bitmap(v.n)
 		}
+		if q.g.skipped.Load() {
+			matched = v.withSamples(matched)
+		}
 		if err := f(v, matched); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// withSamples returns those series of a set, of which nil is all, that have samples. The others are of requests that are not applied yet, or never will be.
+func (v view) withSamples(set bitmap) bitmap {
+	out := newBitmap(v.n)
+	for from := uint32(0); from < v.n; from += checkContextEvery { // In parts, so that writers do not wait long.
+		v.sh.reg.mu.RLock()
+		for ref := from; ref < min(from+checkContextEvery, v.n); ref++ {
+			if s := v.sh.series(ref); (s.lastT != math.MinInt64 || s.more != nil) && (set == nil || set.has(ref)) {
+				out[ref>>6] |= 1 << (ref & 63)
+			}
+		}
+		v.sh.reg.mu.RUnlock()
+	}
+	return out
 }
 
 // anyOf says whether a series of the set has the value.

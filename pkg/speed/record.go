@@ -45,7 +45,7 @@ func (g *Generation) CanRecord(b *ingest.Batch) bool {
 }
 
 // Resolve sets the references of a batch's series, registering those that the generation does not know. Until a sample follows, such
-// a series is seen only by label queries.
+// a series is seen only by label queries, and not by these either once a request was skipped.
 func (g *Generation) Resolve(b *ingest.Batch) {
 	if b.Known != ingest.Known(g) {
 		b.Detach()

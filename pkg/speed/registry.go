@@ -20,8 +20,8 @@ const (
 type identity struct {
 	hash     uint64 // Of the key; see ingest.Series. The key itself is not kept: the labels say the same.
 	labels   labels.Labels
-	id       atomic.Uint32 // Under which records of the log speak of the series; 0 before the first does.
 	next     atomic.Uint64 // The series that came behind it in some request: shard, and reference + 1; 0 is none.
+	id       atomic.Uint32 // Under which records of the log speak of the series; 0 before the first does.
 	recorded atomic.Uint32 // The epoch in which the log has a record that defines the id; 0 is none.
 }
 
@@ -116,6 +116,9 @@ func (r *registry) grow() {
 type registries struct {
 	shift uint
 	regs  []*registry
+
+	series atomic.Int64
+	bytes  atomic.Int64 // What they take, estimated, with labels.
 }
 
 // find returns a series' reference in its shard, if it is known.

@@ -54,7 +54,8 @@ func (w *writer) grow(s *series) *more {
 
 // Estimates in bytes.
 const (
-	seriesBytes  = int(unsafe.Sizeof(series{})+unsafe.Sizeof(identity{})) + 24 // With its share of the registry's slots.
+	seriesBytes  = int(unsafe.Sizeof(series{}))
+	entryBytes   = int(unsafe.Sizeof(identity{})) + 24 // With its share of the registry's slots.
 	moreBytes    = int(unsafe.Sizeof(more{}))
 	encoderBytes = 1 << 10
 	bucketBytes  = 64
@@ -65,7 +66,9 @@ type writer struct {
 	sh              *shard
 	startTimestamps bool
 	AppendStats
-	bytes int
+	bytes      int
+	registered int // Of these, what the registry takes.
+	handedOver int // Of these, labels that the previous generation had.
 }
 
 // float applies a float.

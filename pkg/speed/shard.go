@@ -78,6 +78,7 @@ func (sh *shard) create(g *Generation, in *ingest.Series, w *writer) uint32 {
 	}
 	if known {
 		w.HandedOver++
+		w.handedOver += len(in.Key)
 	} else {
 		ls = ingest.KeyLabels(in.Key)
 	}
@@ -88,6 +89,7 @@ func (sh *shard) create(g *Generation, in *ingest.Series, w *writer) uint32 {
 	sh.series(ref).lastT = math.MinInt64
 	w.Created++
 	// The labels' strings take about as much as the key.
-	w.bytes += seriesBytes + len(in.Key) + sh.postings.add(ref, ls)
+	w.registered += entryBytes + len(in.Key)
+	w.bytes += seriesBytes + entryBytes + len(in.Key) + sh.postings.add(ref, ls)
 	return ref
 }
