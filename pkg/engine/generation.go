@@ -1,17 +1,23 @@
 package engine
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"path/filepath"
+	"slices"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb/chunks"
 
 	"github.com/millrace/millrace/pkg/serving"
 	"github.com/millrace/millrace/pkg/speed"
@@ -98,6 +104,38 @@ func (h header) windows(first, last int64) []window {
 		from = to
 	}
 	return ws
+}
+
+// manyWindows are more than a generation has unless a clock has jumped or a sample came from the future: in a year there are 4,380, nearly all of them empty.
+const manyWindows = 24
+
+// occupied leaves out windows without samples where there are many: each would take as long as a small block.
+func (g *generation) occupied(ctx context.Context, ws []window) (_ []window, err error) {
+	if len(ws) <= manyWindows {
+		return ws, nil
+	}
+	q, err := g.mem.ChunkQuerier(minTime, maxTime)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, q.Close()) }()
+	holds := map[ulid.ULID]bool{}
+	var it chunks.Iterator
+	set := q.Select(ctx, false, nil, labels.MustNewMatcher(labels.MatchEqual, "", ""))
+	for set.Next() {
+		it = set.At().Iterator(it)
+		for it.Next() {
+			c := it.At()
+			i := sort.Search(len(ws), func(i int) bool { return ws[i].to > c.MinTime })
+			for ; i < len(ws) && ws[i].from <= c.MaxTime; i++ {
+				holds[ws[i].id] = true
+			}
+		}
+		if err := it.Err(); err != nil {
+			return nil, err
+		}
+	}
+	return slices.DeleteFunc(ws, func(w window) bool { return !holds[w.id] }), set.Err()
 }
 
 func floor(t, width int64) int64 {

@@ -185,8 +185,12 @@ func (e *Engine) writeBlocks(ctx context.Context, g *generation) ([]*localBlock,
 	if stats.Samples == 0 {
 		return nil, nil
 	}
+	windows, err := g.occupied(ctx, g.windows(stats.MinTime, stats.MaxTime))
+	if err != nil {
+		return nil, fmt.Errorf("look for windows with samples: %w", err)
+	}
 	var blocks []*localBlock
-	for _, w := range g.windows(stats.MinTime, stats.MaxTime) {
+	for _, w := range windows {
 		b, err := e.writeBlock(ctx, g, w)
 		if errors.Is(err, block.ErrEmpty) {
 			continue
