@@ -96,20 +96,37 @@ func resetHeader(e chunkenc.Encoding) (at int, ok bool) {
 	return 0, false
 }
 
+// ForgetReset leaves it open in the data of a chunk whether there was a counter reset before it, and says whether that was known. Gauges stay
+// gauges.
+func ForgetReset(e chunkenc.Encoding, data []byte) (changed bool) {
+	at, ok := knownReset(e, data)
+	if ok {
+		data[at] &^= chunkenc.CounterResetHeaderMask
+	}
+	return ok
+}
+
+// knownReset returns the byte of a chunk's data that tells of a counter reset before it; ok is false if it tells nothing.
+func knownReset(e chunkenc.Encoding, data []byte) (at int, ok bool) {
+	if at, ok = resetHeader(e); !ok || at >= len(data) {
+		return 0, false
+	}
+	switch chunkenc.CounterResetHeader(data[at] & chunkenc.CounterResetHeaderMask) {
+	case chunkenc.UnknownCounterReset, chunkenc.GaugeType:
+		return 0, false
+	}
+	return at, true
+}
+
 // forgetReset returns a chunk that leaves it open whether there was a counter reset before it. Gauges stay gauges.
 func forgetReset(meta chunks.Meta) (chunks.Meta, error) {
-	at, ok := resetHeader(meta.Chunk.Encoding())
-	if !ok {
-		return meta, nil
-	}
-	b := meta.Chunk.Bytes()
-	switch chunkenc.CounterResetHeader(b[at] & chunkenc.CounterResetHeaderMask) {
-	case chunkenc.UnknownCounterReset, chunkenc.GaugeType:
+	e, b := meta.Chunk.Encoding(), meta.Chunk.Bytes()
+	if _, ok := knownReset(e, b); !ok {
 		return meta, nil
 	}
 	b = bytes.Clone(b)
-	b[at] &^= chunkenc.CounterResetHeaderMask
-	chk, err := chunkenc.FromData(meta.Chunk.Encoding(), b)
+	ForgetReset(e, b)
+	chk, err := chunkenc.FromData(e, b)
 	if err != nil {
 		return meta, fmt.Errorf("copy chunk at %d: %w", meta.MinTime, err)
 	}
