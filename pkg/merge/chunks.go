@@ -16,10 +16,8 @@ import (
 // the iterator advances. A chunk of histograms, passed or not, that does not follow on the one before it in its input says
 // nothing of counter resets any more. Each input's chunks are sorted by time and have data.
 func Chunks(series []storage.ChunkSeries, mint, maxt int64, o EncodeOptions) chunks.Iterator {
-	m := &chunkMerger{mint: mint, maxt: maxt, o: o, inputs: make([]chunkInput, len(series))}
-	for i, s := range series {
-		m.inputs[i].it = s.Iterator(nil)
-	}
+	m := &chunkMerger{}
+	m.reset(series, mint, maxt, o)
 	return m
 }
 
@@ -45,6 +43,16 @@ type chunkMerger struct {
 	last    member          // The chunk that was passed on last; none where that was encoded.
 	cur     chunks.Meta
 	err     error
+	floats  floatMerger
+}
+
+// reset begins with other series, in the memory that is there.
+func (m *chunkMerger) reset(series []storage.ChunkSeries, mint, maxt int64, o EncodeOptions) {
+	clear(m.inputs)
+	*m = chunkMerger{inputs: slices.Grow(m.inputs[:0], len(series))[:len(series)], heap: m.heap[:0], mint: mint, maxt: maxt, o: o, floats: m.floats}
+	for i, s := range series {
+		m.inputs[i] = chunkInput{it: s.Iterator(nil)}
+	}
 }
 
 func (m *chunkMerger) At() chunks.Meta { return m.cur }
@@ -70,7 +78,12 @@ func (m *chunkMerger) Next() bool {
 			m.last = n
 			return m.yield(n.meta, !follows)
 		}
-		m.enc, m.begins, m.last = Encode(m.samples(c), m.o), true, member{}
+		it, err := m.samples(c)
+		if err != nil {
+			m.err = err
+			return false
+		}
+		m.enc, m.begins, m.last = Encode(it, m.o), true, member{}
 	}
 	return false
 }
@@ -234,7 +247,11 @@ func (c *cluster) extent() (samples, size int, vt chunkenc.ValueType) {
 }
 
 // samples merges the chunks of a cluster, those of one input one after another.
-func (m *chunkMerger) samples(c *cluster) chunkenc.Iterator {
+func (m *chunkMerger) samples(c *cluster) (chunkenc.Iterator, error) {
+	if c.ofFloats() {
+		err := m.floats.merge(c, m.mint, m.maxt)
+		return m.floats.iterator(), err
+	}
 	slices.SortStableFunc(c.members, func(a, b member) int { return a.input - b.input })
 	var (
 		its  []chunkenc.Iterator
@@ -254,7 +271,7 @@ func (m *chunkMerger) samples(c *cluster) chunkenc.Iterator {
 	if c.mint < m.mint || c.maxt > m.maxt {
 		it = Limit(it, m.mint, m.maxt)
 	}
-	return it
+	return it, nil
 }
 
 func (m *chunkMerger) start() {

@@ -26,6 +26,7 @@ type Comparer struct {
 	its  chunks.Iterator
 	it   chunkenc.Iterator
 	want []taken
+	run  []taken
 }
 
 // taken is a sample and the input that it is from.
@@ -124,7 +125,7 @@ func (c *Comparer) compareRegion(in []member, out []chunks.Meta, mint, maxt int6
 	n := 0
 	for _, m := range out {
 		first := true
-		err := c.decode(m, func(got reading) error {
+		err := c.decode(m, func(got *reading) error {
 			switch {
 			case first && got.t != m.MinTime || got.t > m.MaxTime:
 				return fmt.Errorf("%w: chunk from %d to %d has a sample at %d", ErrDiffers, m.MinTime, m.MaxTime, got.t)
@@ -171,35 +172,54 @@ func copied(in, out chunks.Meta) bool {
 func (c *Comparer) expect(in []member, mint, maxt int64) error {
 	c.want = c.want[:0]
 	for _, n := range in {
-		err := c.decode(n.meta, func(s reading) error {
+		begin := len(c.want)
+		err := c.decode(n.meta, func(s *reading) error {
 			if s.t >= mint && s.t <= maxt {
-				c.want = append(c.want, taken{input: n.input, reading: s})
+				c.want = append(c.want, taken{input: n.input, reading: *s})
 			}
 			return nil
 		})
 		if err != nil {
 			return err
 		}
+		c.settle(begin)
 	}
-	// Of one input's samples at the same time, which should not be, the one of the chunk that starts later wins.
-	slices.SortStableFunc(c.want, func(a, b taken) int {
-		return cmp.Or(cmp.Compare(a.t, b.t), a.input-b.input)
-	})
 	kept := c.want[:0]
-	for i, s := range c.want {
-		if i+1 == len(c.want) || c.want[i+1].t != s.t {
-			kept = append(kept, s)
+	for i := range c.want {
+		if i+1 == len(c.want) || c.want[i+1].t != c.want[i].t {
+			kept = append(kept, c.want[i])
 		}
 	}
 	c.want = kept
 	return nil
 }
 
-// decode calls f with every sample of a chunk.
-func (c *Comparer) decode(m chunks.Meta, f func(reading) error) error {
+// settle puts the samples of a chunk, which are those from begin on, into their order among those of the chunks before it. Of one input's
+// samples at the same time, which should not be, the one of the chunk that starts later comes later, and so wins.
+func (c *Comparer) settle(begin int) {
+	order := func(a, b *taken) int { return cmp.Or(cmp.Compare(a.t, b.t), a.input-b.input) }
+	if begin == 0 || begin == len(c.want) || order(&c.want[begin-1], &c.want[begin]) <= 0 {
+		return
+	}
+	c.run = append(c.run[:0], c.want[begin:]...)
+	old, run := begin-1, len(c.run)-1
+	for to := len(c.want) - 1; run >= 0; to-- {
+		if old >= 0 && order(&c.want[old], &c.run[run]) > 0 {
+			c.want[to] = c.want[old]
+			old--
+		} else {
+			c.want[to] = c.run[run]
+			run--
+		}
+	}
+}
+
+// decode calls f with every sample of a chunk, which is valid until the next one.
+func (c *Comparer) decode(m chunks.Meta, f func(*reading) error) error {
+	var s reading
 	c.it = m.Chunk.Iterator(c.it)
 	for vt := c.it.Next(); vt != chunkenc.ValNone; vt = c.it.Next() {
-		s := reading{vt: vt, st: c.it.AtST()}
+		s = reading{vt: vt, st: c.it.AtST()}
 		switch vt {
 		case chunkenc.ValFloat:
 			s.t, s.f = c.it.At()
@@ -208,7 +228,7 @@ func (c *Comparer) decode(m chunks.Meta, f func(reading) error) error {
 		case chunkenc.ValFloatHistogram:
 			s.t, s.fh = c.it.AtFloatHistogram(nil)
 		}
-		if err := f(s); err != nil {
+		if err := f(&s); err != nil {
 			return err
 		}
 	}
@@ -216,7 +236,7 @@ func (c *Comparer) decode(m chunks.Meta, f func(reading) error) error {
 }
 
 // equal compares all but what a sample says of the one before it. Histograms may have empty buckets more or less.
-func (s reading) equal(o reading, withST bool) bool {
+func (s *reading) equal(o *reading, withST bool) bool {
 	if s.t != o.t || s.vt != o.vt || withST && s.st != o.st {
 		return false
 	}

@@ -8,7 +8,8 @@ import (
 // Merger does what Chunks does for one series after another, and is faster where nothing has to be encoded. The zero value is
 // ready; it is for one goroutine, and keeps buffers from series to series.
 type Merger struct {
-	its chunks.Iterator
+	its    chunks.Iterator
+	chunks chunkMerger
 }
 
 // Append appends to dst the chunks that Chunks would yield, and returns the longer slice.
@@ -16,11 +17,11 @@ func (m *Merger) Append(dst []chunks.Meta, series []storage.ChunkSeries, mint, m
 	if out, ok, err := m.copies(dst, series, mint, maxt, o); ok || err != nil {
 		return out, err
 	}
-	it := Chunks(series, mint, maxt, o)
-	for it.Next() {
-		dst = append(dst, it.At())
+	m.chunks.reset(series, mint, maxt, o)
+	for m.chunks.Next() {
+		dst = append(dst, m.chunks.At())
 	}
-	return dst, it.Err()
+	return dst, m.chunks.Err()
 }
 
 // copies appends the chunks of series if all of them can be passed through in the order in which they come: ok is false otherwise.

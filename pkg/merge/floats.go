@@ -1,0 +1,118 @@
+package merge
+
+import (
+	"math"
+	"slices"
+	"sort"
+
+	"github.com/prometheus/prometheus/model/histogram"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
+)
+
+// floatMerger has the samples of chunks of floats without start timestamps, decoded and merged as a whole: what Iterators does one sample at a time,
+// at a fraction of the cost. The memory is reused.
+type floatMerger struct {
+	samples []floatSample
+	tail    []floatSample
+	run     []floatSample
+	it      chunkenc.Iterator
+}
+
+type floatSample struct {
+	t     int64
+	v     float64
+	input int
+}
+
+// ofFloats says whether all chunks of a cluster are such.
+func (c *cluster) ofFloats() bool {
+	return !slices.ContainsFunc(c.members, func(n member) bool { return n.meta.Chunk.Encoding() != chunkenc.EncXOR })
+}
+
+// merge decodes the chunks of a cluster, which are in order of their start, and keeps the samples in [mint, maxt].
+func (f *floatMerger) merge(c *cluster, mint, maxt int64) error {
+	f.samples = f.samples[:0]
+	for _, n := range c.members {
+		f.run = f.run[:0]
+		f.it = n.meta.Chunk.Iterator(f.it)
+		last := int64(math.MinInt64)
+		for f.it.Next() != chunkenc.ValNone {
+			// What goes back in time inside of a chunk, which should not be, is dropped.
+			if t, v := f.it.At(); t >= mint && t <= maxt && (t > last || len(f.run) == 0) {
+				f.run = append(f.run, floatSample{t: t, v: v, input: n.input})
+				last = t
+			}
+		}
+		if err := f.it.Err(); err != nil {
+			return err
+		}
+		f.addRun()
+	}
+	return nil
+}
+
+// addRun merges a chunk into what was decoded before, of which only the end can overlap it.
+func (f *floatMerger) addRun() {
+	if len(f.run) == 0 {
+		return
+	}
+	first := f.run[0].t
+	at := len(f.samples)
+	if at > 0 && f.samples[at-1].t >= first {
+		at = sort.Search(at, func(i int) bool { return f.samples[i].t >= first })
+	}
+	f.tail = append(f.tail[:0], f.samples[at:]...)
+	f.samples = f.samples[:at]
+	old, run := f.tail, f.run
+	for len(old) > 0 && len(run) > 0 {
+		switch a, b := &old[0], &run[0]; {
+		case a.t < b.t:
+			f.samples, old = append(f.samples, *a), old[1:]
+		case a.t > b.t:
+			f.samples, run = append(f.samples, *b), run[1:]
+		case a.input > b.input:
+			run = run[1:]
+		default: // Of one input's chunks the one that starts later wins.
+			old = old[1:]
+		}
+	}
+	f.samples = append(append(f.samples, old...), run...)
+}
+
+// iterator returns the samples. It is good until the next merge.
+func (f *floatMerger) iterator() chunkenc.Iterator { return &floatIterator{samples: f.samples, at: -1} }
+
+type floatIterator struct {
+	samples []floatSample
+	at      int
+}
+
+func (i *floatIterator) Next() chunkenc.ValueType {
+	if i.at++; i.at >= len(i.samples) {
+		i.at = len(i.samples)
+		return chunkenc.ValNone
+	}
+	return chunkenc.ValFloat
+}
+
+func (i *floatIterator) Seek(t int64) chunkenc.ValueType {
+	i.at = max(i.at, 0)
+	for i.at < len(i.samples) && i.samples[i.at].t < t {
+		i.at++
+	}
+	i.at--
+	return i.Next()
+}
+
+func (i *floatIterator) At() (int64, float64) { return i.samples[i.at].t, i.samples[i.at].v }
+func (i *floatIterator) AtT() int64           { return i.samples[i.at].t }
+func (*floatIterator) AtST() int64            { return 0 }
+func (*floatIterator) Err() error             { return nil }
+
+func (*floatIterator) AtHistogram(*histogram.Histogram) (int64, *histogram.Histogram) {
+	panic("not a histogram")
+}
+
+func (*floatIterator) AtFloatHistogram(*histogram.FloatHistogram) (int64, *histogram.FloatHistogram) {
+	panic("not a histogram")
+}
