@@ -78,12 +78,7 @@ func (m *chunkMerger) Next() bool {
 			m.last = n
 			return m.yield(n.meta, !follows)
 		}
-		it, err := m.samples(c)
-		if err != nil {
-			m.err = err
-			return false
-		}
-		m.enc, m.begins, m.last = Encode(it, m.o), true, member{}
+		m.enc, m.begins, m.last = m.encode(c), true, member{}
 	}
 	return false
 }
@@ -246,12 +241,17 @@ func (c *cluster) extent() (samples, size int, vt chunkenc.ValueType) {
 	return samples, size, vt
 }
 
-// samples merges the chunks of a cluster, those of one input one after another.
-func (m *chunkMerger) samples(c *cluster) (chunkenc.Iterator, error) {
-	if c.ofFloats() {
-		err := m.floats.merge(c, m.mint, m.maxt)
-		return m.floats.iterator(), err
+// encode merges the samples of a cluster to chunks.
+func (m *chunkMerger) encode(c *cluster) chunks.Iterator {
+	if !c.ofFloats() {
+		return Encode(m.samples(c), m.o)
 	}
+	m.err = m.floats.merge(c, m.mint, m.maxt)
+	return m.floats.chunks(m.o)
+}
+
+// samples merges the chunks of a cluster, those of one input one after another.
+func (m *chunkMerger) samples(c *cluster) chunkenc.Iterator {
 	slices.SortStableFunc(c.members, func(a, b member) int { return a.input - b.input })
 	var (
 		its  []chunkenc.Iterator
@@ -271,7 +271,7 @@ func (m *chunkMerger) samples(c *cluster) (chunkenc.Iterator, error) {
 	if c.mint < m.mint || c.maxt > m.maxt {
 		it = Limit(it, m.mint, m.maxt)
 	}
-	return it, nil
+	return it
 }
 
 func (m *chunkMerger) start() {

@@ -25,23 +25,25 @@ type Comparer struct {
 	in   []member
 	its  chunks.Iterator
 	it   chunkenc.Iterator
-	want []taken
-	run  []taken
+	want []reading
+	run  []reading
+	// hists are the histograms of want, so that this, mostly of floats, has no pointers.
+	hists []hist
 }
 
-// taken is a sample and the input that it is from.
-type taken struct {
-	input int
-	reading
-}
-
-// reading is a decoded sample of any type.
+// reading is a decoded sample of any type, and the input that it is from.
 type reading struct {
 	t, st int64
-	vt    chunkenc.ValueType
 	f     float64
-	h     *histogram.Histogram
-	fh    *histogram.FloatHistogram
+	hist  int32 // which of the histograms
+	input int32
+	vt    chunkenc.ValueType
+}
+
+// hist is a histogram of one of the types.
+type hist struct {
+	h  *histogram.Histogram
+	fh *histogram.FloatHistogram
 }
 
 // Compare checks that out are sorted chunks that do not overlap, with exactly the samples of series that lie in [mint, maxt], the
@@ -125,13 +127,13 @@ func (c *Comparer) compareRegion(in []member, out []chunks.Meta, mint, maxt int6
 	n := 0
 	for _, m := range out {
 		first := true
-		err := c.decode(m, func(got *reading) error {
+		err := c.decode(m, func(got *reading, h hist) error {
 			switch {
 			case first && got.t != m.MinTime || got.t > m.MaxTime:
 				return fmt.Errorf("%w: chunk from %d to %d has a sample at %d", ErrDiffers, m.MinTime, m.MaxTime, got.t)
 			case n == len(c.want):
 				return fmt.Errorf("%w: no input has the sample at %d", ErrDiffers, got.t)
-			case !c.want[n].equal(got, o.StartTimestamps):
+			case !c.equal(&c.want[n], got, h, o.StartTimestamps):
 				return fmt.Errorf("%w: the sample at %d is not the one at %d of the inputs", ErrDiffers, got.t, c.want[n].t)
 			}
 			first = false
@@ -170,13 +172,18 @@ func copied(in, out chunks.Meta) bool {
 
 // expect decodes the inputs' samples in range and keeps those that win.
 func (c *Comparer) expect(in []member, mint, maxt int64) error {
-	c.want = c.want[:0]
+	c.want, c.hists = c.want[:0], c.hists[:0]
 	for _, n := range in {
 		begin := len(c.want)
-		err := c.decode(n.meta, func(s *reading) error {
-			if s.t >= mint && s.t <= maxt {
-				c.want = append(c.want, taken{input: n.input, reading: *s})
+		err := c.decode(n.meta, func(s *reading, h hist) error {
+			if s.t < mint || s.t > maxt {
+				return nil
 			}
+			if s.input = int32(n.input); h != (hist{}) {
+				s.hist = int32(len(c.hists))
+				c.hists = append(c.hists, h)
+			}
+			c.want = append(c.want, *s)
 			return nil
 		})
 		if err != nil {
@@ -197,7 +204,7 @@ func (c *Comparer) expect(in []member, mint, maxt int64) error {
 // settle puts the samples of a chunk, which are those from begin on, into their order among those of the chunks before it. Of one input's
 // samples at the same time, which should not be, the one of the chunk that starts later comes later, and so wins.
 func (c *Comparer) settle(begin int) {
-	order := func(a, b *taken) int { return cmp.Or(cmp.Compare(a.t, b.t), a.input-b.input) }
+	order := func(a, b *reading) int { return cmp.Or(cmp.Compare(a.t, b.t), int(a.input-b.input)) }
 	if begin == 0 || begin == len(c.want) || order(&c.want[begin-1], &c.want[begin]) <= 0 {
 		return
 	}
@@ -215,20 +222,21 @@ func (c *Comparer) settle(begin int) {
 }
 
 // decode calls f with every sample of a chunk, which is valid until the next one.
-func (c *Comparer) decode(m chunks.Meta, f func(*reading) error) error {
+func (c *Comparer) decode(m chunks.Meta, f func(*reading, hist) error) error {
 	var s reading
 	c.it = m.Chunk.Iterator(c.it)
 	for vt := c.it.Next(); vt != chunkenc.ValNone; vt = c.it.Next() {
 		s = reading{vt: vt, st: c.it.AtST()}
+		var h hist
 		switch vt {
 		case chunkenc.ValFloat:
 			s.t, s.f = c.it.At()
 		case chunkenc.ValHistogram:
-			s.t, s.h = c.it.AtHistogram(nil)
+			s.t, h.h = c.it.AtHistogram(nil)
 		case chunkenc.ValFloatHistogram:
-			s.t, s.fh = c.it.AtFloatHistogram(nil)
+			s.t, h.fh = c.it.AtFloatHistogram(nil)
 		}
-		if err := f(&s); err != nil {
+		if err := f(&s, h); err != nil {
 			return err
 		}
 	}
@@ -236,21 +244,19 @@ func (c *Comparer) decode(m chunks.Meta, f func(*reading) error) error {
 }
 
 // equal compares all but what a sample says of the one before it. Histograms may have empty buckets more or less.
-func (s *reading) equal(o *reading, withST bool) bool {
-	if s.t != o.t || s.vt != o.vt || withST && s.st != o.st {
+func (c *Comparer) equal(want, got *reading, h hist, withST bool) bool {
+	if want.t != got.t || want.vt != got.vt || withST && want.st != got.st {
 		return false
 	}
-	switch s.vt {
+	switch want.vt {
 	case chunkenc.ValHistogram:
-		return alike(s.h.Sum, o.h.Sum, s.h.CounterResetHint, o.h.CounterResetHint, func() bool {
-			return s.h.Copy().Compact(0).Equals(o.h.Copy().Compact(0))
-		})
+		a, b := c.hists[want.hist].h, h.h
+		return alike(a.Sum, b.Sum, a.CounterResetHint, b.CounterResetHint, func() bool { return a.Copy().Compact(0).Equals(b.Copy().Compact(0)) })
 	case chunkenc.ValFloatHistogram:
-		return alike(s.fh.Sum, o.fh.Sum, s.fh.CounterResetHint, o.fh.CounterResetHint, func() bool {
-			return s.fh.Copy().Compact(0).Equals(o.fh.Copy().Compact(0))
-		})
+		a, b := c.hists[want.hist].fh, h.fh
+		return alike(a.Sum, b.Sum, a.CounterResetHint, b.CounterResetHint, func() bool { return a.Copy().Compact(0).Equals(b.Copy().Compact(0)) })
 	}
-	return math.Float64bits(s.f) == math.Float64bits(o.f)
+	return math.Float64bits(want.f) == math.Float64bits(got.f)
 }
 
 // alike compares what is said of two histograms, and then their buckets. Of a stale marker, nothing but the sum counts.

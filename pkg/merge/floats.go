@@ -5,12 +5,12 @@ import (
 	"slices"
 	"sort"
 
-	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
+	"github.com/prometheus/prometheus/tsdb/chunks"
 )
 
-// floatMerger has the samples of chunks of floats without start timestamps, decoded and merged as a whole: what Iterators does one sample at a time,
-// at a fraction of the cost. The memory is reused.
+// floatMerger has the samples of chunks of floats without start timestamps, decoded, merged and encoded as a whole: what Iterators and
+// Encode do one sample at a time, at a fraction of the cost. The memory is reused.
 type floatMerger struct {
 	samples []floatSample
 	tail    []floatSample
@@ -79,40 +79,40 @@ func (f *floatMerger) addRun() {
 	f.samples = append(append(f.samples, old...), run...)
 }
 
-// iterator returns the samples. It is good until the next merge.
-func (f *floatMerger) iterator() chunkenc.Iterator { return &floatIterator{samples: f.samples, at: -1} }
+// chunks encodes the samples, as Encode does. It is good until the next merge.
+func (f *floatMerger) chunks(o EncodeOptions) chunks.Iterator {
+	return &floatChunks{samples: f.samples, window: o.Window}
+}
 
-type floatIterator struct {
+type floatChunks struct {
 	samples []floatSample
-	at      int
+	window  int64
+	cur     chunks.Meta
+	err     error
 }
 
-func (i *floatIterator) Next() chunkenc.ValueType {
-	if i.at++; i.at >= len(i.samples) {
-		i.at = len(i.samples)
-		return chunkenc.ValNone
+func (f *floatChunks) At() chunks.Meta { return f.cur }
+func (f *floatChunks) Err() error      { return f.err }
+
+func (f *floatChunks) Next() bool {
+	if len(f.samples) == 0 || f.err != nil {
+		return false
 	}
-	return chunkenc.ValFloat
-}
-
-func (i *floatIterator) Seek(t int64) chunkenc.ValueType {
-	i.at = max(i.at, 0)
-	for i.at < len(i.samples) && i.samples[i.at].t < t {
-		i.at++
+	n := min(len(f.samples), MaxFloats)
+	if f.window > 0 {
+		end := windowStart(f.samples[0].t, f.window) + f.window
+		n = sort.Search(n, func(i int) bool { return f.samples[i].t >= end })
 	}
-	i.at--
-	return i.Next()
-}
-
-func (i *floatIterator) At() (int64, float64) { return i.samples[i.at].t, i.samples[i.at].v }
-func (i *floatIterator) AtT() int64           { return i.samples[i.at].t }
-func (*floatIterator) AtST() int64            { return 0 }
-func (*floatIterator) Err() error             { return nil }
-
-func (*floatIterator) AtHistogram(*histogram.Histogram) (int64, *histogram.Histogram) {
-	panic("not a histogram")
-}
-
-func (*floatIterator) AtFloatHistogram(*histogram.FloatHistogram) (int64, *histogram.FloatHistogram) {
-	panic("not a histogram")
+	var app chunkenc.Appender
+	chk := chunkenc.NewXORChunk()
+	if app, f.err = chk.Appender(); f.err != nil {
+		return false
+	}
+	for i := range f.samples[:n] {
+		app.Append(0, f.samples[i].t, f.samples[i].v)
+	}
+	chk.Compact()
+	f.cur = chunks.Meta{Chunk: chk, MinTime: f.samples[0].t, MaxTime: f.samples[n-1].t}
+	f.samples = f.samples[n:]
+	return true
 }
