@@ -17,7 +17,7 @@ type seriesSource interface {
 	next() (bool, error)
 	labels() []uint32
 	// decoded returns the current series for who needs its samples. It is valid until next.
-	decoded(labels.Labels) (storage.ChunkSeries, error)
+	decoded() (storage.ChunkSeries, error)
 	close()
 }
 
@@ -143,7 +143,7 @@ func (w *writer) openSet(in Input, numbers map[string]uint32) (*setSeries, error
 func (s *setSeries) close()           { s.q.Close() }
 func (s *setSeries) labels() []uint32 { return s.refs }
 
-func (s *setSeries) decoded(labels.Labels) (storage.ChunkSeries, error) { return s.set.At(), nil }
+func (s *setSeries) decoded() (storage.ChunkSeries, error) { return s.set.At(), nil }
 
 func (s *setSeries) next() (bool, error) {
 	if !s.set.Next() {

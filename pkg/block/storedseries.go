@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
@@ -397,16 +396,4 @@ func samplesIn(e chunkenc.Encoding, data []byte) (int, error) {
 }
 
 // decoded returns the current series for who needs its samples.
-func (s *storedSeries) decoded(lset labels.Labels) (storage.ChunkSeries, error) {
-	all := s.chunks()
-	out := &chunkSeries{labels: lset, chks: make([]chunks.Meta, len(all))}
-	for i := range all {
-		c := &all[i]
-		chk, err := chunkenc.FromData(c.encoding(), c.data())
-		if err != nil {
-			return nil, fmt.Errorf("%w: chunk at %d: %w", ErrCorrupt, c.mint, err)
-		}
-		out.chks[i] = chunks.Meta{Chunk: chk, MinTime: c.mint, MaxTime: c.maxt}
-	}
-	return out, nil
-}
+func (s *storedSeries) decoded() (storage.ChunkSeries, error) { return decodedChunks(s.chunks()) }

@@ -14,7 +14,6 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
-	"github.com/prometheus/prometheus/tsdb/chunks"
 	"github.com/prometheus/prometheus/tsdb/fileutil"
 	"github.com/prometheus/prometheus/tsdb/index"
 
@@ -107,10 +106,6 @@ type writer struct {
 	mint, maxt int64         // of the samples written
 	stats      tsdb.BlockStats
 	sizes      IndexStats
-	merger     merge.Merger
-	comparer   merge.Comparer
-	toCopy     []copiedChunk
-	metas      []chunks.Meta
 
 	metrics    map[string]struct{} // names of the series written
 	lastMetric uint32

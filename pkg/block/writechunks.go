@@ -1,6 +1,7 @@
 package block
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -16,6 +17,8 @@ import (
 const (
 	// defaultSegment is the size of chunk files where none is given, Prometheus's own.
 	defaultSegment = 512 << 20
+	// chunkBuffer is how many bytes of chunks are written at a time, if they do not come as more.
+	chunkBuffer = 128 << 10
 	// chunksVersion is that of chunk files.
 	chunksVersion = 1
 )
@@ -59,6 +62,7 @@ type chunkWriter struct {
 	size int64 // of a file
 
 	file *os.File // nil before the first chunk
+	buf  *bufio.Writer
 	pos  int64
 	sum  xxhash.Digest
 	sums []uint64 // of the files that are done
@@ -93,6 +97,11 @@ func (w *chunkWriter) cut() error {
 	if err != nil {
 		return fmt.Errorf("begin chunks: %w", err)
 	}
+	if w.buf == nil {
+		w.buf = bufio.NewWriterSize(f, chunkBuffer)
+	} else {
+		w.buf.Reset(f)
+	}
 	w.file, w.pos = f, 0
 	w.sum.Reset()
 	return w.append(append(binary.BigEndian.AppendUint32(nil, chunks.MagicChunks), chunksVersion, 0, 0, 0))
@@ -104,7 +113,7 @@ func (w *chunkWriter) append(b []byte) error {
 	}
 	w.pos += int64(len(b))
 	_, _ = w.sum.Write(b) // never fails
-	if _, err := w.file.Write(b); err != nil {
+	if _, err := w.buf.Write(b); err != nil {
 		return fmt.Errorf("write chunks: %w", err)
 	}
 	return nil
@@ -118,7 +127,7 @@ func (w *chunkWriter) close() error {
 	f := w.file
 	w.file = nil
 	w.sums = append(w.sums, w.sum.Sum64())
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(w.buf.Flush(), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("end chunks: %w", err)
 	}
 	return nil
