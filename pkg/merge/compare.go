@@ -27,7 +27,8 @@ type Comparer struct {
 	it   chunkenc.Iterator
 	want []reading
 	run  []reading
-	// hists are the histograms of want, so that this, mostly of floats, has no pointers.
+	got  []reading
+	// hists are the histograms of them all, so that readings, mostly of floats, have no pointers.
 	hists []hist
 }
 
@@ -126,22 +127,20 @@ func (c *Comparer) compareRegion(in []member, out []chunks.Meta, mint, maxt int6
 	}
 	n := 0
 	for _, m := range out {
-		first := true
-		err := c.decode(m, func(got *reading, h hist) error {
-			switch {
-			case first && got.t != m.MinTime || got.t > m.MaxTime:
+		var err error
+		if c.got, err = c.decode(c.got[:0], m, 0); err != nil {
+			return err
+		}
+		for i := range c.got {
+			switch got := &c.got[i]; {
+			case i == 0 && got.t != m.MinTime || got.t > m.MaxTime:
 				return fmt.Errorf("%w: chunk from %d to %d has a sample at %d", ErrDiffers, m.MinTime, m.MaxTime, got.t)
 			case n == len(c.want):
 				return fmt.Errorf("%w: no input has the sample at %d", ErrDiffers, got.t)
-			case !c.equal(&c.want[n], got, h, o.StartTimestamps):
+			case !c.equal(&c.want[n], got, o.StartTimestamps):
 				return fmt.Errorf("%w: the sample at %d is not the one at %d of the inputs", ErrDiffers, got.t, c.want[n].t)
 			}
-			first = false
 			n++
-			return nil
-		})
-		if err != nil {
-			return err
 		}
 		if n == 0 || c.want[n-1].t != m.MaxTime {
 			return fmt.Errorf("%w: chunk from %d to %d does not end there", ErrDiffers, m.MinTime, m.MaxTime)
@@ -175,19 +174,13 @@ func (c *Comparer) expect(in []member, mint, maxt int64) error {
 	c.want, c.hists = c.want[:0], c.hists[:0]
 	for _, n := range in {
 		begin := len(c.want)
-		err := c.decode(n.meta, func(s *reading, h hist) error {
-			if s.t < mint || s.t > maxt {
-				return nil
-			}
-			if s.input = int32(n.input); h != (hist{}) {
-				s.hist = int32(len(c.hists))
-				c.hists = append(c.hists, h)
-			}
-			c.want = append(c.want, *s)
-			return nil
-		})
-		if err != nil {
+		var err error
+		if c.want, err = c.decode(c.want, n.meta, n.input); err != nil {
 			return err
+		}
+		if n.meta.MinTime < mint || n.meta.MaxTime > maxt {
+			inRange := slices.DeleteFunc(c.want[begin:], func(s reading) bool { return s.t < mint || s.t > maxt })
+			c.want = c.want[:begin+len(inRange)]
 		}
 		c.settle(begin)
 	}
@@ -221,39 +214,46 @@ func (c *Comparer) settle(begin int) {
 	}
 }
 
-// decode calls f with every sample of a chunk, which is valid until the next one.
-func (c *Comparer) decode(m chunks.Meta, f func(*reading, hist) error) error {
-	var s reading
+// decode appends the samples of a chunk of an input.
+func (c *Comparer) decode(dst []reading, m chunks.Meta, input int) ([]reading, error) {
 	c.it = m.Chunk.Iterator(c.it)
+	if m.Chunk.Encoding() == chunkenc.EncXOR {
+		for c.it.Next() != chunkenc.ValNone {
+			t, v := c.it.At()
+			dst = append(dst, reading{t: t, f: v, vt: chunkenc.ValFloat, input: int32(input)})
+		}
+		return dst, c.it.Err()
+	}
 	for vt := c.it.Next(); vt != chunkenc.ValNone; vt = c.it.Next() {
-		s = reading{vt: vt, st: c.it.AtST()}
-		var h hist
+		s := reading{vt: vt, st: c.it.AtST(), input: int32(input), hist: int32(len(c.hists))}
 		switch vt {
 		case chunkenc.ValFloat:
 			s.t, s.f = c.it.At()
 		case chunkenc.ValHistogram:
+			var h hist
 			s.t, h.h = c.it.AtHistogram(nil)
+			c.hists = append(c.hists, h)
 		case chunkenc.ValFloatHistogram:
+			var h hist
 			s.t, h.fh = c.it.AtFloatHistogram(nil)
+			c.hists = append(c.hists, h)
 		}
-		if err := f(&s, h); err != nil {
-			return err
-		}
+		dst = append(dst, s)
 	}
-	return c.it.Err()
+	return dst, c.it.Err()
 }
 
 // equal compares all but what a sample says of the one before it. Histograms may have empty buckets more or less.
-func (c *Comparer) equal(want, got *reading, h hist, withST bool) bool {
+func (c *Comparer) equal(want, got *reading, withST bool) bool {
 	if want.t != got.t || want.vt != got.vt || withST && want.st != got.st {
 		return false
 	}
 	switch want.vt {
 	case chunkenc.ValHistogram:
-		a, b := c.hists[want.hist].h, h.h
+		a, b := c.hists[want.hist].h, c.hists[got.hist].h
 		return alike(a.Sum, b.Sum, a.CounterResetHint, b.CounterResetHint, func() bool { return a.Copy().Compact(0).Equals(b.Copy().Compact(0)) })
 	case chunkenc.ValFloatHistogram:
-		a, b := c.hists[want.hist].fh, h.fh
+		a, b := c.hists[want.hist].fh, c.hists[got.hist].fh
 		return alike(a.Sum, b.Sum, a.CounterResetHint, b.CounterResetHint, func() bool { return a.Copy().Compact(0).Equals(b.Copy().Compact(0)) })
 	}
 	return math.Float64bits(want.f) == math.Float64bits(got.f)

@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"bytes"
 	"math"
 	"slices"
 	"sort"
@@ -15,6 +16,7 @@ type floatMerger struct {
 	samples []floatSample
 	tail    []floatSample
 	run     []floatSample
+	buf     []byte
 	it      chunkenc.Iterator
 }
 
@@ -81,38 +83,47 @@ func (f *floatMerger) addRun() {
 
 // chunks encodes the samples, as Encode does. It is good until the next merge.
 func (f *floatMerger) chunks(o EncodeOptions) chunks.Iterator {
-	return &floatChunks{samples: f.samples, window: o.Window}
+	return &floatChunks{floatMerger: f, rest: f.samples, window: o.Window}
 }
 
 type floatChunks struct {
-	samples []floatSample
-	window  int64
-	cur     chunks.Meta
-	err     error
+	*floatMerger
+	rest   []floatSample
+	window int64
+	cur    chunks.Meta
+	err    error
 }
 
 func (f *floatChunks) At() chunks.Meta { return f.cur }
 func (f *floatChunks) Err() error      { return f.err }
 
 func (f *floatChunks) Next() bool {
-	if len(f.samples) == 0 || f.err != nil {
+	if len(f.rest) == 0 || f.err != nil {
 		return false
 	}
-	n := min(len(f.samples), MaxFloats)
+	n := min(len(f.rest), MaxFloats)
 	if f.window > 0 {
-		end := windowStart(f.samples[0].t, f.window) + f.window
-		n = sort.Search(n, func(i int) bool { return f.samples[i].t >= end })
+		end := windowStart(f.rest[0].t, f.window) + f.window
+		n = sort.Search(n, func(i int) bool { return f.rest[i].t >= end })
 	}
-	var app chunkenc.Appender
-	chk := chunkenc.NewXORChunk()
-	if app, f.err = chk.Appender(); f.err != nil {
-		return false
+	var samples []floatSample
+	samples, f.rest = f.rest[:n], f.rest[n:]
+	f.cur.MinTime, f.cur.MaxTime = samples[0].t, samples[n-1].t
+	f.cur.Chunk, f.err = f.encode(samples)
+	return f.err == nil
+}
+
+// encode makes a chunk. It grows where the one before it did, and is as large as it must be.
+func (f *floatMerger) encode(samples []floatSample) (chunkenc.Chunk, error) {
+	var growing chunkenc.XORChunk
+	growing.Reset(append(f.buf[:0], 0, 0)) // no samples yet
+	app, err := growing.Appender()
+	if err != nil {
+		return nil, err
 	}
-	for i := range f.samples[:n] {
-		app.Append(0, f.samples[i].t, f.samples[i].v)
+	for i := range samples {
+		app.Append(0, samples[i].t, samples[i].v)
 	}
-	chk.Compact()
-	f.cur = chunks.Meta{Chunk: chk, MinTime: f.samples[0].t, MaxTime: f.samples[n-1].t}
-	f.samples = f.samples[n:]
-	return true
+	f.buf = growing.Bytes()
+	return chunkenc.FromData(chunkenc.EncXOR, bytes.Clone(f.buf))
 }
