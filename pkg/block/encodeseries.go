@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"github.com/prometheus/prometheus/tsdb/chunks"
@@ -16,7 +15,8 @@ const (
 	// encoders is how many goroutines encode series that cannot be copied.
 	encoders = 2
 	// jobBytes is how many bytes of chunks they get at a time.
-	jobBytes = 64 << 10
+	jobBytes     = 64 << 10
+	maxJobMemory = 4 * jobBytes
 )
 
 // encoder merges the samples of series. It is for one goroutine.
@@ -24,6 +24,7 @@ type encoder struct {
 	*writer
 	merger   merge.Merger
 	comparer merge.Comparer
+	in       decodedParts
 	metas    []chunks.Meta
 }
 
@@ -69,6 +70,18 @@ type jobSeries struct{ labels, parts, out, frames int }
 
 func newEncodeJob() *encodeJob { return &encodeJob{done: make(chan error, 1)} }
 
+// reset makes the memory of a job that is done ready for the next one; it is let go of where long series made it large.
+func (j *encodeJob) reset() {
+	if cap(j.raw) > maxJobMemory || cap(j.frames) > maxJobMemory {
+		j.raw, j.frames = nil, nil
+	}
+	clear(j.chks)
+	*j = encodeJob{
+		labels: j.labels[:0], series: j.series[:0], parts: j.parts[:0], chks: j.chks[:0], raw: j.raw[:0],
+		out: j.out[:0], frames: j.frames[:0], done: j.done,
+	}
+}
+
 func (j *encodeJob) full() bool { return len(j.raw) >= jobBytes }
 
 // add appends a series and returns its number.
@@ -93,22 +106,17 @@ func (e *encoder) do(j *encodeJob) (err error) {
 		n := len(j.chks[i].frame)
 		j.chks[i].frame, raw = raw[:n:n], raw[n:]
 	}
-	var (
-		before jobSeries
-		first  int
-		series []storage.ChunkSeries
-	)
+	before, first := jobSeries{}, 0
 	for i := range j.series {
 		s := &j.series[i]
-		series = series[:0]
+		e.in.reset()
 		for _, end := range j.parts[before.parts:s.parts] {
-			d, err := decodedChunks(j.chks[first:end])
-			if err != nil {
+			if err := e.in.add(j.chks[first:end]); err != nil {
 				return err
 			}
-			series, first = append(series, d), end
+			first = end
 		}
-		if j.out, j.frames, err = e.encode(j.labels[before.labels:s.labels], series, j.out, j.frames); err != nil {
+		if j.out, j.frames, err = e.encode(j.labels[before.labels:s.labels], e.in.series, j.out, j.frames); err != nil {
 			return err
 		}
 		s.out, s.frames = len(j.out), len(j.frames)
@@ -117,18 +125,32 @@ func (e *encoder) do(j *encodeJob) (err error) {
 	return nil
 }
 
-// decodedChunks makes chunks of what they are in their files.
-func decodedChunks(all []storedChunk) (storage.ChunkSeries, error) {
-	out := &chunkSeries{labels: labels.EmptyLabels(), chks: make([]chunks.Meta, len(all))}
+// decodedParts makes chunks of what they are in their files, in memory that is used again.
+type decodedParts struct {
+	series []storage.ChunkSeries
+	parts  []*chunkSeries
+}
+
+func (d *decodedParts) reset() { d.series = d.series[:0] }
+
+// add appends what one input has of a series.
+func (d *decodedParts) add(all []storedChunk) error {
+	n := len(d.series)
+	if n == len(d.parts) {
+		d.parts = append(d.parts, &chunkSeries{})
+	}
+	part := d.parts[n]
+	part.chks = part.chks[:0]
 	for i := range all {
 		c := &all[i]
 		chk, err := chunkenc.FromData(c.encoding(), c.data())
 		if err != nil {
-			return nil, fmt.Errorf("%w: chunk at %d: %w", ErrCorrupt, c.mint, err)
+			return fmt.Errorf("%w: chunk at %d: %w", ErrCorrupt, c.mint, err)
 		}
-		out.chks[i] = chunks.Meta{Chunk: chk, MinTime: c.mint, MaxTime: c.maxt}
+		part.chks = append(part.chks, chunks.Meta{Chunk: chk, MinTime: c.mint, MaxTime: c.maxt})
 	}
-	return out, nil
+	d.series = append(d.series, part)
+	return nil
 }
 
 // wait waits for the job.

@@ -21,6 +21,7 @@ type merging struct {
 	jobs    chan *encodeJob
 	job     *encodeJob // that is being filled, of the last batch; nil if there is none
 	toCopy  []copiedChunk
+	series  []storage.ChunkSeries
 }
 
 // all takes batches from free, fills them, and hands them on.
@@ -136,21 +137,22 @@ func forgetReset(frame []byte, c *storedChunk) {
 
 // encodeNow merges the samples of a series.
 func (m *merging) encodeNow(b *mergedSeries) (err error) {
-	series := make([]storage.ChunkSeries, len(m.groups.at))
-	for i, at := range m.groups.at {
-		if series[i], err = m.sources[at].decoded(); err != nil {
+	m.series = m.series[:0]
+	for _, i := range m.groups.at {
+		part, err := m.sources[i].decoded()
+		if err != nil {
 			return err
 		}
+		m.series = append(m.series, part)
 	}
-	b.chks, b.frames, err = m.encoder.encode(m.groups.labels, series, b.chks, b.frames)
+	b.chks, b.frames, err = m.encoder.encode(m.groups.labels, m.series, b.chks, b.frames)
 	return err
 }
 
 // encodeLater gives a series to a job. The job is started when it has enough.
 func (m *merging) encodeLater(b *mergedSeries, parts []copiedChunk) (j *encodeJob, n int, err error) {
 	if m.job == nil {
-		m.job = newEncodeJob()
-		b.jobs = append(b.jobs, m.job)
+		m.job = b.newJob()
 	}
 	j = m.job
 	n = j.add(m.groups.labels, parts)

@@ -396,4 +396,10 @@ func samplesIn(e chunkenc.Encoding, data []byte) (int, error) {
 }
 
 // decoded returns the current series for who needs its samples.
-func (s *storedSeries) decoded() (storage.ChunkSeries, error) { return decodedChunks(s.chunks()) }
+func (s *storedSeries) decoded() (storage.ChunkSeries, error) {
+	var d decodedParts
+	if err := d.add(s.chunks()); err != nil {
+		return nil, err
+	}
+	return d.series[0], nil
+}

@@ -26,6 +26,7 @@ type mergedSeries struct {
 	chks   []placedChunk // of those that were copied
 	frames []byte        // of chks
 	jobs   []*encodeJob  // of those that were not
+	spare  []*encodeJob
 }
 
 // mergedEntry is a series: where its labels end, and its chunks and their frames, or by which job and as its how manieth they are made.
@@ -36,9 +37,23 @@ type mergedEntry struct {
 }
 
 func (b *mergedSeries) reset() {
-	clear(b.series)
-	clear(b.jobs)
-	*b = mergedSeries{series: b.series[:0], labels: b.labels[:0], chks: b.chks[:0], frames: b.frames[:0], jobs: b.jobs[:0]}
+	for _, j := range b.jobs {
+		j.reset()
+	}
+	*b = mergedSeries{
+		series: b.series[:0], labels: b.labels[:0], chks: b.chks[:0], frames: b.frames[:0], jobs: b.jobs[:0], spare: append(b.spare, b.jobs...),
+	}
+}
+
+// newJob returns a job for series of this batch.
+func (b *mergedSeries) newJob() (j *encodeJob) {
+	if n := len(b.spare); n > 0 {
+		j, b.spare = b.spare[n-1], b.spare[:n-1]
+	} else {
+		j = newEncodeJob()
+	}
+	b.jobs = append(b.jobs, j)
+	return j
 }
 
 func (b *mergedSeries) full() bool {

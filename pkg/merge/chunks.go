@@ -44,14 +44,18 @@ type chunkMerger struct {
 	cur     chunks.Meta
 	err     error
 	floats  floatMerger
+	spare   []*cluster
 }
 
 // reset begins with other series, in the memory that is there.
 func (m *chunkMerger) reset(series []storage.ChunkSeries, mint, maxt int64, o EncodeOptions) {
-	clear(m.inputs)
-	*m = chunkMerger{inputs: slices.Grow(m.inputs[:0], len(series))[:len(series)], heap: m.heap[:0], mint: mint, maxt: maxt, o: o, floats: m.floats}
+	*m = chunkMerger{inputs: m.inputs, heap: m.heap[:0], mint: mint, maxt: maxt, o: o, floats: m.floats, spare: m.spare}
+	if n := len(series) - len(m.inputs); n > 0 {
+		m.inputs = append(m.inputs, make([]chunkInput, n)...)
+	}
+	m.inputs = m.inputs[:len(series)]
 	for i, s := range series {
-		m.inputs[i] = chunkInput{it: s.Iterator(nil)}
+		m.inputs[i] = chunkInput{it: s.Iterator(m.inputs[i].it)}
 	}
 }
 
@@ -76,9 +80,11 @@ func (m *chunkMerger) Next() bool {
 		if n := c.members[0]; len(c.members) == 1 && m.passes(n.meta) {
 			follows := m.last.n > 0 && m.last.input == n.input && m.last.n+1 == n.n
 			m.last = n
+			m.drop(c)
 			return m.yield(n.meta, !follows)
 		}
 		m.enc, m.begins, m.last = m.encode(c), true, member{}
+		m.drop(c)
 	}
 	return false
 }
@@ -155,6 +161,22 @@ type cluster struct {
 	mint, maxt int64
 }
 
+// begin returns an empty cluster, and drop takes back one that is not used any more.
+func (m *chunkMerger) begin() *cluster {
+	if n := len(m.spare); n > 0 {
+		c := m.spare[n-1]
+		m.spare = m.spare[:n-1]
+		return c
+	}
+	return &cluster{}
+}
+
+func (m *chunkMerger) drop(c *cluster) {
+	clear(c.members)
+	*c = cluster{members: c.members[:0]}
+	m.spare = append(m.spare, c)
+}
+
 // next returns the next cluster, or nil at the end or on error.
 func (m *chunkMerger) next() *cluster {
 	if c := m.peeked; c != nil {
@@ -168,7 +190,8 @@ func (m *chunkMerger) next() *cluster {
 		return nil
 	}
 	first := m.inputs[m.heap[0]].meta
-	c := &cluster{mint: first.MinTime, maxt: first.MaxTime}
+	c := m.begin()
+	c.mint, c.maxt = first.MinTime, first.MaxTime
 	for len(m.heap) > 0 && m.err == nil {
 		top := m.heap[0]
 		meta := m.inputs[top].meta
@@ -225,6 +248,7 @@ func (m *chunkMerger) join(c *cluster) {
 		}
 		c.members = append(c.members, next.members...)
 		c.maxt = next.maxt
+		m.drop(next)
 	}
 }
 

@@ -17,6 +17,7 @@ type floatMerger struct {
 	tail    []floatSample
 	run     []floatSample
 	buf     []byte
+	out     floatChunks
 	it      chunkenc.Iterator
 }
 
@@ -83,7 +84,8 @@ func (f *floatMerger) addRun() {
 
 // chunks encodes the samples, as Encode does. It is good until the next merge.
 func (f *floatMerger) chunks(o EncodeOptions) chunks.Iterator {
-	return &floatChunks{floatMerger: f, rest: f.samples, window: o.Window}
+	f.out = floatChunks{floatMerger: f, rest: f.samples, window: o.Window}
+	return &f.out
 }
 
 type floatChunks struct {
