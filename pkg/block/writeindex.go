@@ -28,7 +28,8 @@ type indexWriter struct {
 	pairs   labelPairs
 	series  uint32
 	entry   []byte
-	largest int64 // entry of a series
+	largest int64  // entry of a series
+	ahead   uint32 // references of series that are sorted at a time
 }
 
 // newIndexWriter begins an index with the table of its symbols, which are sorted.
@@ -37,7 +38,7 @@ func newIndexWriter(name string, symbols []string) (*indexWriter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("begin index: %w", err)
 	}
-	w := &indexWriter{file: f, symbols: symbols, pairs: newLabelPairs(len(symbols))}
+	w := &indexWriter{file: f, symbols: symbols, pairs: newLabelPairs(len(symbols)), ahead: postingsAhead}
 	w.sum.Reset()
 	w.buf = binary.BigEndian.AppendUint32(w.buf, index.MagicIndex)
 	w.buf = append(w.buf, index.FormatV2)
@@ -109,11 +110,10 @@ func (w *indexWriter) addSeries(labels []uint32, chks []placedChunk) error {
 // finish writes what comes after the series, syncs the file and closes it.
 func (w *indexWriter) finish(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, w.close()) }()
-	w.toc.LabelIndices = uint64(w.pos) // there are none in this format
-	if err := w.align(4); err != nil {
+	w.toc.LabelIndices, w.toc.Postings = uint64(w.pos), uint64(w.pos) // of the former there are none in this format
+	if err := w.align(postingsAlign); err != nil {
 		return err
 	}
-	w.toc.Postings = uint64(w.pos)
 	w.pairs.all[0].series = w.series
 	sorted := w.pairs.sorted()
 	if err := w.writePostings(ctx, sorted); err != nil {

@@ -14,6 +14,9 @@ import (
 // postingsAhead is how many references of series are sorted into postings at a time, if no single label has more.
 const postingsAhead = 2 << 20
 
+// postingsAlign is the unit of where postings begin. As they have 4 bytes a reference, only the first ones need padding.
+const postingsAlign = 4
+
 // notNow is the place of labels whose postings are not being written.
 const notNow = ^uint32(0)
 
@@ -66,7 +69,7 @@ func (p *labelPairs) sorted() []*labelPair {
 }
 
 // writePostings writes the references of all series, and those of each label. It reads the entries of the series again, once for as many
-// labels as have no more than postingsAhead of them, so that memory does not grow with the number of labels of a series.
+// labels as have no more than w.ahead of them, so that memory does not grow with the number of labels of a series.
 func (w *indexWriter) writePostings(ctx context.Context, sorted []*labelPair) error {
 	if err := w.flush(); err != nil {
 		return err
@@ -74,7 +77,7 @@ func (w *indexWriter) writePostings(ctx context.Context, sorted []*labelPair) er
 	var buf []uint32
 	for len(sorted) > 0 {
 		n, total := 0, uint32(0)
-		for n < len(sorted) && (n == 0 || total+sorted[n].series <= postingsAhead) {
+		for n < len(sorted) && (n == 0 || total+sorted[n].series <= w.ahead) {
 			sorted[n].place = total
 			total += sorted[n].series
 			n++
@@ -194,7 +197,7 @@ func (w *indexWriter) writePostingsTable(sorted []*labelPair) error {
 
 // eachList calls f with each label and where its postings are.
 func (w *indexWriter) eachList(sorted []*labelPair, f func(name, value string, off uint64) error) error {
-	off := w.toc.Postings
+	off := (w.toc.Postings + postingsAlign - 1) / postingsAlign * postingsAlign
 	for i, p := range sorted {
 		var name, value string
 		if i > 0 {
