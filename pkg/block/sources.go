@@ -129,6 +129,7 @@ type setSeries struct {
 	q       storage.ChunkQuerier
 	set     storage.ChunkSeriesSet
 	numbers map[string]uint32
+	cur     storage.ChunkSeries
 	refs    []uint32
 }
 
@@ -143,13 +144,14 @@ func (w *writer) openSet(in Input, numbers map[string]uint32) (*setSeries, error
 func (s *setSeries) close()           { s.q.Close() }
 func (s *setSeries) labels() []uint32 { return s.refs }
 
-func (s *setSeries) decoded() (storage.ChunkSeries, error) { return s.set.At(), nil }
+func (s *setSeries) decoded() (storage.ChunkSeries, error) { return s.cur, nil }
 
 func (s *setSeries) next() (bool, error) {
 	if !s.set.Next() {
 		return false, s.set.Err()
 	}
-	lset := s.set.At().Labels()
+	s.cur = s.set.At()
+	lset := s.cur.Labels()
 	s.refs = s.refs[:0]
 	missing := false
 	lset.Range(func(l labels.Label) {

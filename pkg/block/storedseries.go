@@ -271,8 +271,9 @@ func (s *storedSeries) loadChunks() error {
 	s.slab = slices.Grow(s.slab[:0], int(size))
 	for len(all) > 0 {
 		segment, _ := unpackRef(all[0].chunk.ref)
-		n := 1
-		for ; n < len(all) && int64(all[n].chunk.ref>>32) == segment; n++ {
+		n := slices.IndexFunc(all, func(l located) bool { other, _ := unpackRef(l.chunk.ref); return other != segment })
+		if n < 0 {
+			n = len(all)
 		}
 		if err := s.loadSegment(segment, all[:n]); err != nil {
 			return err
