@@ -6,172 +6,153 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
-	"math/rand"
 	"path/filepath"
 	"runtime"
 	"runtime/metrics"
-	"slices"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/oklog/ulid/v2"
-	"github.com/prometheus/prometheus/model/labels"
-	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
-	"github.com/prometheus/prometheus/tsdb/chunks"
-	"github.com/prometheus/prometheus/tsdb/index"
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace/millrace/pkg/block"
 )
 
-// fleet is the metrics of many machines in one window: series with the usual labels, counters and gauges.
-type fleet struct {
-	series         int
-	mint, interval int64
-	samples        int
-	own            string // not empty: each series has a label value of its own that begins so
+// shapes are kinds of blocks that are compacted.
+var shapes = []struct {
+	name   string
+	tier   tier
+	blocks func(b *testing.B, dir string) []block.Meta
+}{
+	// Twelve blocks of 2 h with the same series, as those of machines that stay.
+	{"same series", days, func(b *testing.B, dir string) []block.Meta { return dayOfBlocks(b, dir, 20_000) }},
+	// Four series of five are in one of the blocks only, as those of pods that come and go.
+	{"churn", days, func(b *testing.B, dir string) []block.Meta {
+		return blocksOf(b, dir, 12, 1, 2*hour, func(i int) fleet {
+			return fleet{series: 20_000, interval: 15_000, samples: 480, pods: fmt.Sprintf("pod-%02d", i)}
+		})
+	}},
+	// The level-0 blocks of half hours, scraped every 15 s: a chunk for each series.
+	{"level 0", level0, func(b *testing.B, dir string) []block.Meta {
+		return blocksOf(b, dir, 4, 0, 30*time.Minute, func(int) fleet { return fleet{series: 50_000, interval: 15_000, samples: 120} })
+	}},
+	// 48 of them, as after an outage of the bucket.
+	{"many blocks", days, func(b *testing.B, dir string) []block.Meta {
+		return blocksOf(b, dir, 48, 1, 30*time.Minute, func(int) fleet { return fleet{series: 10_000, interval: 15_000, samples: 120} })
+	}},
+	// Beside those of the day, one block of late samples of every twentieth series, between those that are there.
+	{"late", days, func(b *testing.B, dir string) []block.Meta {
+		metas := dayOfBlocks(b, dir, 20_000)
+		m := testMeta("late", 1, 12, 12, time.UnixMilli(metas[11].MaxTime), time.UnixMilli(metas[0].MinTime), time.UnixMilli(metas[11].MaxTime))
+		return append(metas, writeFleet(b, dir, m, fleet{series: 20_000, mint: 7_000, interval: 15_000, samples: 5700, every: 20}))
+	}},
+	{"histograms", days, func(b *testing.B, dir string) []block.Meta {
+		return blocksOf(b, dir, 12, 1, 2*hour, func(int) fleet { return fleet{series: 1_000, interval: 60_000, samples: 120, histograms: true} })
+	}},
+	// Scraped once a minute, chunks of half hours are small: they are joined, which Prometheus does not do.
+	{"small chunks", level0, func(b *testing.B, dir string) []block.Meta {
+		return blocksOf(b, dir, 4, 0, 30*time.Minute, func(int) fleet { return fleet{series: 50_000, interval: 60_000, samples: 30} })
+	}},
 }
 
-func (f fleet) labels(i int) labels.Labels {
-	if f.own != "" {
-		return labels.FromStrings("__name__", "m", "own", fmt.Sprint(f.own, i))
-	}
-	return labels.FromStrings("__name__", fmt.Sprintf("node_metric_%03d_total", i/100%200), "cluster", "eu-1", "instance", fmt.Sprintf("10.0.%03d.%02d:9100", i/20000, i%100),
-		"job", "node", "mode", fmt.Sprintf("m%02d", i/20000%8))
-}
-
-func (f fleet) sorted() []labels.Labels {
-	all := make([]labels.Labels, f.series)
-	for i := range all {
-		all[i] = f.labels(i)
-	}
-	slices.SortFunc(all, labels.Compare)
-	return all
-}
-
-func (f fleet) Symbols() index.StringIter {
-	seen := map[string]struct{}{}
-	for i := range f.series {
-		f.labels(i).Range(func(l labels.Label) { seen[l.Name], seen[l.Value] = struct{}{}, struct{}{} })
-	}
-	return index.NewStringListIter(slices.Sorted(maps.Keys(seen)))
-}
-
-func (f fleet) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error) {
-	return fleetQuerier{ChunkQuerier: storage.NoopChunkedQuerier(), fleet: f}, nil
-}
-
-type fleetQuerier struct {
-	storage.ChunkQuerier
-	fleet
-}
-
-func (q fleetQuerier) Select(context.Context, bool, *storage.SelectHints, ...*labels.Matcher) storage.ChunkSeriesSet {
-	return &fleetSet{fleet: q.fleet, all: q.sorted(), i: -1, rand: rand.New(rand.NewSource(q.mint))}
-}
-
-type fleetSet struct {
-	storage.ChunkSeriesSet
-	fleet
-	all  []labels.Labels
-	i    int
-	rand *rand.Rand
-}
-
-func (s *fleetSet) Next() bool { s.i++; return s.i < len(s.all) }
-func (*fleetSet) Err() error   { return nil }
-
-func (s *fleetSet) At() storage.ChunkSeries {
-	i, seed := s.i, s.rand.Int63()
-	return &storage.ChunkSeriesEntry{
-		Lset: s.all[i],
-		ChunkIteratorFn: func(chunks.Iterator) chunks.Iterator {
-			return storage.NewListChunkSeriesIterator(s.chunks(i%2 == 0, rand.New(rand.NewSource(seed)))...)
-		},
-	}
-}
-
-// chunks are those of a counter or of a gauge that does not change.
-func (f fleet) chunks(counter bool, r *rand.Rand) (chks []chunks.Meta) {
-	value := float64(r.Intn(1000))
-	for n := 0; n < f.samples; {
-		c := chunkenc.NewXORChunk()
-		app, _ := c.Appender()
-		m := chunks.Meta{Chunk: c, MinTime: f.mint + int64(n)*f.interval}
-		for range min(120, f.samples-n) {
-			m.MaxTime = f.mint + int64(n)*f.interval
-			if counter {
-				value += float64(r.Intn(100))
+// BenchmarkCompact makes one block of many, in turn with this package's way of writing it, comparison included, with that and reading back
+// what was written, and with Prometheus's compactor. The ratios are of this package to Prometheus's compactor: the more the better, but for
+// the one of the heap's peaks; those that end in "back" count reading back, too.
+func BenchmarkCompact(b *testing.B) {
+	for _, s := range shapes {
+		b.Run(s.name, func(b *testing.B) {
+			dir := b.TempDir()
+			metas := s.blocks(b, dir)
+			var samples float64
+			for _, m := range metas {
+				samples += float64(m.Stats.NumSamples) / 1e6
 			}
-			app.Append(0, m.MaxTime, value)
-			n++
-		}
-		chks = append(chks, m)
-	}
-	return chks
-}
-
-// dayOfBlocks writes the twelve blocks of a day.
-func dayOfBlocks(tb testing.TB, dir string, series int) (metas []block.Meta) {
-	at := time.UnixMilli(0).Add(1000 * day)
-	for i := range 12 {
-		from := at.Add(time.Duration(i) * 2 * hour)
-		m := testMeta(fmt.Sprint(i), 1, uint64(i), uint64(i), from, from, from.Add(2*hour))
-		f := fleet{series: series, mint: m.MinTime, interval: 15_000, samples: 480}
-		m, err := block.Write(context.Background(), dir, m, []block.Input{f}, block.WriteOptions{SegmentSize: 64 << 20})
-		require.NoError(tb, err)
-		metas = append(metas, m)
-	}
-	return metas
-}
-
-// BenchmarkCompactDay makes the block of a day from those of its windows: with this package's way of writing it, comparison included, and
-// with Prometheus's compactor on the same blocks. What reading back costs is measured on one of the twelve blocks.
-func BenchmarkCompactDay(b *testing.B) {
-	dir := b.TempDir()
-	metas := dayOfBlocks(b, dir, 20_000)
-	var samples uint64
-	for _, m := range metas {
-		samples += m.Stats.NumSamples
-	}
-	bkt, err := block.NewDirBucket(dir)
-	require.NoError(b, err)
-	measure := func(name string, samples uint64, do func(b *testing.B, out string)) {
-		b.Run(name, func(b *testing.B) {
-			u := startUsage()
+			var own, back, theirs cost
+			b.ResetTimer()
 			for range b.N {
-				do(b, b.TempDir())
+				made := &block.Digest{}
+				var m block.Meta
+				out := scratch(b)
+				own.of(func() { m = compact(b, dir, out, s.tier, metas, made) })
+				back.of(func() { readBack(b, out, m, made) })
+				scratch(b)
+				theirs.of(func() { compactAsPrometheus(b, dir, b.TempDir(), metas) })
 			}
-			u.report(b, samples*uint64(b.N))
+			n := float64(b.N)
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(n*samples/own.cpu.Seconds(), "Msamples/cpu-s")
+			b.ReportMetric(n*samples/theirs.cpu.Seconds(), "theirs/cpu-s")
+			b.ReportMetric(theirs.cpu.Seconds()/own.cpu.Seconds(), "x-cpu")
+			b.ReportMetric(theirs.wall.Seconds()/own.wall.Seconds(), "x-wall")
+			b.ReportMetric(theirs.cpu.Seconds()/(own.cpu+back.cpu).Seconds(), "x-cpu-back")
+			b.ReportMetric(theirs.wall.Seconds()/(own.wall+back.wall).Seconds(), "x-wall-back")
+			b.ReportMetric(float64(max(own.peak, back.peak))/float64(theirs.peak), "x-heap")
+			b.ReportMetric(float64(max(own.peak, back.peak))/(1<<20), "peak-MiB")
 		})
 	}
-	measure("write", samples, func(b *testing.B, out string) {
-		j := newJob(days, metas, DefaultConfig())
-		w := windowAt(metas[0].MinTime, dayMillis)
-		r := &Runner{o: Options{Bucket: bkt, ScratchDir: out}, config: DefaultConfig()}
-		e := &execution{run: &run{Runner: r}, job: &j, tracker: &tracker{}, open: map[ulid.ULID]*block.Block{}}
-		_, err := e.write(context.Background(), j.outputMeta(w, nil), w, &block.Digest{})
-		require.NoError(b, err)
-	})
-	measure("read back", metas[0].Stats.NumSamples, func(b *testing.B, _ string) {
-		err := block.ReadBack(context.Background(), bkt, metas[0], 0)
-		require.ErrorIs(b, err, block.ErrMismatch) // all was read before the digest was found to be another
-	})
-	measure("prometheus", samples, func(b *testing.B, out string) {
-		c, err := tsdb.NewLeveledCompactor(context.Background(), nil, slog.New(slog.DiscardHandler), []int64{windowMillis, dayMillis}, chunkenc.NewPool(), nil)
-		require.NoError(b, err)
-		var dirs []string
-		for _, m := range metas {
-			dirs = append(dirs, filepath.Join(dir, m.ULID.String()))
-		}
-		_, err = c.Compact(out, dirs, nil)
-		require.NoError(b, err)
-	})
+}
+
+// scratch returns an empty folder, after what was written before has reached the disk.
+func scratch(b *testing.B) string {
+	b.Helper()
+	syscall.Sync()
+	return b.TempDir()
+}
+
+func compact(b *testing.B, dir, out string, t tier, metas []block.Meta, d *block.Digest) block.Meta {
+	b.Helper()
+	bkt, err := block.NewDirBucket(dir)
+	require.NoError(b, err)
+	j := newJob(t, metas, DefaultConfig())
+	w := windowAt(metas[0].MinTime, t.width)
+	r := &Runner{o: Options{Bucket: bkt, ScratchDir: out}, config: DefaultConfig()}
+	e := &execution{run: &run{Runner: r}, job: &j, tracker: &tracker{}, open: map[ulid.ULID]*block.Block{}}
+	m, err := e.write(context.Background(), j.outputMeta(w, nil), w, d)
+	require.NoError(b, err)
+	for id := range e.open {
+		require.NoError(b, e.close(id))
+	}
+	return m
+}
+
+func readBack(b *testing.B, out string, m block.Meta, d *block.Digest) {
+	b.Helper()
+	bkt, err := block.NewDirBucket(out)
+	require.NoError(b, err)
+	require.NoError(b, block.ReadBack(context.Background(), bkt, m, d))
+}
+
+func compactAsPrometheus(b *testing.B, dir, out string, metas []block.Meta) {
+	b.Helper()
+	c, err := tsdb.NewLeveledCompactor(context.Background(), nil, slog.New(slog.DiscardHandler), []int64{windowMillis, dayMillis}, chunkenc.NewPool(), nil)
+	require.NoError(b, err)
+	var dirs []string
+	for _, m := range metas {
+		dirs = append(dirs, filepath.Join(dir, m.ULID.String()))
+	}
+	_, err = c.Compact(out, dirs, nil)
+	require.NoError(b, err)
+}
+
+// cost is what something has taken so far: processor time in all, and the time by the clock of the fastest run, which others on the machine
+// have disturbed least.
+type cost struct {
+	cpu, wall time.Duration
+	peak      uint64
+}
+
+func (c *cost) of(do func()) {
+	u := startUsage()
+	do()
+	cpu, wall, peak := u.end()
+	if c.cpu += cpu; c.wall == 0 || wall < c.wall {
+		c.wall = wall
+	}
+	c.peak = max(c.peak, peak)
 }
 
 // usage measures processor time and the peak of the heap.
@@ -219,11 +200,4 @@ func (u *usage) end() (cpu, wall time.Duration, peak uint64) {
 	close(u.stop)
 	u.done.Wait()
 	return cpu, wall, u.peak - min(u.peak, u.base)
-}
-
-func (u *usage) report(b *testing.B, samples uint64) {
-	cpu, wall, peak := u.end()
-	b.ReportMetric(float64(samples)/1e6/cpu.Seconds(), "Msamples/cpu-s")
-	b.ReportMetric(float64(samples)/1e6/wall.Seconds(), "Msamples/s")
-	b.ReportMetric(float64(peak)/(1<<20), "peak-MiB")
 }

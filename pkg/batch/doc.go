@@ -20,9 +20,9 @@
 // (Options.Uploaded), or a block of a later one has been seen in an earlier listing, or hours have passed, or the caller
 // forces it and vouches for it.
 //
-// An output is compared with its inputs before it counts: the writer checks the merge of each series (merge.Comparer), what was
-// read of whole inputs is counted, and between the upload of its files and that of its meta.json the block is read back
-// from the bucket (block.ReadBack). So neither a fault of the merge, nor of the disk, nor of the bucket can replace anything.
+// An output is compared with its inputs before it counts: the writer copies chunks as they are, with their checksums, or checks the
+// merge of their samples (merge.Comparer), what was read of whole inputs is counted, and between the upload of its files and that of its
+// meta.json the block is read back from the bucket (block.ReadBack). So neither a fault of the merge, nor of the disk, nor of the bucket can replace anything.
 //
 // A block that cannot be read is quarantined: it takes part in no job until the quarantine ends, but still stands between
 // the blocks before and after it, which are then merged separately as far as they overlap it. Nothing is hidden by that;

@@ -136,7 +136,7 @@ func (e *execution) output(ctx context.Context, w window, replaces []ulid.ULID) 
 		if m, err = e.write(ctx, m, w, &digest); err != nil {
 			return e.noteMismatch(err)
 		}
-		if err := e.upload(ctx, m, digest.Sum()); err != nil {
+		if err := e.upload(ctx, m, &digest); err != nil {
 			return err
 		}
 	}
@@ -188,10 +188,9 @@ func (e *execution) write(ctx context.Context, m block.Meta, w window, digest *b
 	defer e.tracker.series.Store(0)
 	ctx = block.WithReadAhead(ctx, e.config.readAhead(len(inputs)))
 	m, err := block.Write(ctx, e.o.ScratchDir, m, inputs, block.WriteOptions{
-		Encode:   merge.EncodeOptions{StartTimestamps: e.job.StartTimestamps, JoinBelow: joinBelow},
-		Check:    true,
-		Parallel: true,
-		Digest:   digest,
+		Encode: merge.EncodeOptions{StartTimestamps: e.job.StartTimestamps, JoinBelow: joinBelow},
+		Check:  true,
+		Digest: digest,
 	})
 	if err != nil && !errors.Is(err, block.ErrEmpty) {
 		return m, err
@@ -208,7 +207,7 @@ func (e *execution) write(ctx context.Context, m block.Meta, w window, digest *b
 const joinBelow = 100
 
 // upload brings a block into the bucket if it is still wanted.
-func (e *execution) upload(ctx context.Context, m block.Meta, digest uint64) error {
+func (e *execution) upload(ctx context.Context, m block.Meta, digest *block.Digest) error {
 	if err := e.stillWanted(ctx); err != nil {
 		return err
 	}
@@ -245,7 +244,7 @@ func (e *execution) removeMark(ctx context.Context, mark string) error {
 
 // uploadChecked brings the block in dir into the bucket. Before its meta.json, which is what makes it count and replace others, its
 // files are read back and compared with the digest of what was made of the inputs.
-func (e *execution) uploadChecked(ctx context.Context, dir string, digest uint64) error {
+func (e *execution) uploadChecked(ctx context.Context, dir string, digest *block.Digest) error {
 	return e.noteMismatch(block.UploadChecked(ctx, e.o.Bucket, dir, func(ctx context.Context, m block.Meta) error {
 		return block.ReadBack(ctx, e.o.Bucket, m, digest)
 	}))

@@ -276,7 +276,7 @@ func (e *execution) rebuild(ctx context.Context, m block.Meta, res *Recomputed, 
 	if res.Outcome == Same || dry {
 		return nil
 	}
-	if err := e.swap(ctx, dir, m, res.Block.ULID, digest.Sum()); err != nil {
+	if err := e.swap(ctx, dir, m, res.Block.ULID, &digest); err != nil {
 		return err
 	}
 	res.Replacement = m.ULID
@@ -286,7 +286,7 @@ func (e *execution) rebuild(ctx context.Context, m block.Meta, res *Recomputed, 
 
 // swap brings the block in dir into the bucket in the place of old. Whoever has compacted old meanwhile has won, before the commit or after it: a block made of old covers
 // more generations than its replacement, which so is taken back.
-func (e *execution) swap(ctx context.Context, dir string, m block.Meta, old ulid.ULID, digest uint64) error {
+func (e *execution) swap(ctx context.Context, dir string, m block.Meta, old ulid.ULID, digest *block.Digest) error {
 	err := e.noteMismatch(block.UploadChecked(ctx, e.o.Bucket, dir, func(ctx context.Context, m block.Meta) error {
 		if err := block.ReadBack(ctx, e.o.Bucket, m, digest); err != nil {
 			return err

@@ -142,12 +142,20 @@ func (s *countedSet) Next() bool {
 	if !s.ChunkSeriesSet.Next() {
 		return false
 	}
-	s.in.seen.Add(1)
-	s.in.count.series++
+	chks, samples := 0, 0
 	s.its = s.At().Iterator(s.its)
 	for s.its.Next() {
-		s.in.count.chunks++
-		s.in.count.samples += uint64(s.its.At().Chunk.NumSamples())
+		chks++
+		samples += s.its.At().Chunk.NumSamples()
 	}
+	s.in.SeriesRead(chks, samples)
 	return true
+}
+
+// SeriesRead counts a series, with so many chunks and samples. Writing a block calls it, too.
+func (c countedInput) SeriesRead(chunks, samples int) {
+	c.seen.Add(1)
+	c.count.series++
+	c.count.chunks += uint64(chunks)
+	c.count.samples += uint64(samples)
 }

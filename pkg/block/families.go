@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/metadata"
 )
 
@@ -141,11 +140,15 @@ func (w *writer) writeFamilies() error {
 }
 
 // noteMetric remembers the name of a series' metric.
-func (w *writer) noteMetric(lset labels.Labels) {
-	name := lset.Get(model.MetricNameLabel)
-	if name == w.lastMetric {
-		return
+func (w *writer) noteMetric(labels []uint32) {
+	for i := 0; i < len(labels); i += 2 {
+		name := labels[i+1]
+		if w.symbols[labels[i]] == model.MetricNameLabel {
+			if len(w.metrics) == 0 || name != w.lastMetric {
+				w.lastMetric = name
+				w.metrics[strings.Clone(w.symbols[name])] = struct{}{}
+			}
+			return
+		}
 	}
-	w.lastMetric = strings.Clone(name)
-	w.metrics[w.lastMetric] = struct{}{}
 }

@@ -89,16 +89,21 @@ func loadItems(ctx context.Context, r rangeReader, file int, at []item, frame fr
 // content returns item i without framing and checksum. Where the checksum is wrong, the bytes are not kept in any cache, so
 // that what came wrong over a network is asked for again.
 func (l *items) content(i int) ([]byte, error) {
+	b, err := l.frame.content(l.whole(i))
+	if err != nil {
+		l.forget()
+	}
+	return b, err
+}
+
+// whole returns item i as it is in the file.
+func (l *items) whole(i int) []byte {
 	v := l.first
 	if l.late[i] {
 		v = l.second
 	}
 	n := l.at[i].guess
-	b, err := l.frame.content(v.from(l.at[i].off)[:n:n])
-	if err != nil {
-		l.forget()
-	}
-	return b, err
+	return v.from(l.at[i].off)[:n:n]
 }
 
 // forget drops from the cache, or the local disk, all that was loaded, and what came by the same requests: a whole answer may have been wrong.

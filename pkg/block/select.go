@@ -67,8 +67,27 @@ type chunkSeries struct {
 
 func (s *chunkSeries) Labels() labels.Labels { return s.labels }
 
-func (s *chunkSeries) Iterator(chunks.Iterator) chunks.Iterator {
-	return storage.NewListChunkSeriesIterator(s.chks...)
+func (s *chunkSeries) Iterator(it chunks.Iterator) chunks.Iterator {
+	list, ok := it.(*chunkList)
+	if !ok {
+		list = &chunkList{}
+	}
+	*list = chunkList{chks: s.chks, at: -1}
+	return list
+}
+
+// chunkList iterates over chunks.
+type chunkList struct {
+	chks []chunks.Meta
+	at   int
+}
+
+func (l *chunkList) At() chunks.Meta { return l.chks[l.at] }
+func (*chunkList) Err() error        { return nil }
+
+func (l *chunkList) Next() bool {
+	l.at++
+	return l.at < len(l.chks)
 }
 
 func (s *seriesSet) At() storage.ChunkSeries           { return s.cur }

@@ -1,82 +1,76 @@
 package block
 
 import (
-	"github.com/prometheus/prometheus/tsdb/chunkenc"
-	"github.com/prometheus/prometheus/tsdb/chunks"
+	"cmp"
+	"strings"
+
 	"github.com/prometheus/prometheus/tsdb/index"
 )
 
-// symbolUnion merges sorted strings, each once. The inputs are few: their heads are compared one by one.
+// symbolUnion merges sorted strings, each once.
 type symbolUnion struct {
 	its     []index.StringIter
+	heads   heads
 	started bool
 	cur     string
+	at      []int // the inputs that stand at cur
 	err     error
 }
 
 func (u *symbolUnion) next() bool {
-	last, started := u.cur, u.started
-	u.started = true
-	for i := 0; i < len(u.its); {
-		it := u.its[i]
-		ok := true
-		if !started {
-			ok = it.Next()
+	if !u.started {
+		u.started = true
+		u.heads.before = func(a, b int) bool { return cmp.Or(strings.Compare(u.its[a].At(), u.its[b].At()), a-b) < 0 }
+		for i, it := range u.its {
+			u.push(i, it.Next())
 		}
-		for ok && started && it.At() <= last {
-			ok = it.Next()
+	} else {
+		for _, i := range u.at {
+			ok := u.its[i].Next()
+			for ok && u.its[i].At() <= u.cur {
+				ok = u.its[i].Next()
+			}
+			u.push(i, ok)
 		}
-		if ok {
-			i++
-			continue
-		}
-		if u.err = it.Err(); u.err != nil {
-			return false
-		}
-		u.its = append(u.its[:i:i], u.its[i+1:]...)
 	}
-	if len(u.its) == 0 {
+	u.at = u.at[:0]
+	if u.err != nil || len(u.heads.order) == 0 {
 		return false
 	}
-	u.cur = u.its[0].At()
-	for _, it := range u.its[1:] {
-		u.cur = min(u.cur, it.At())
+	u.cur = u.its[u.heads.order[0]].At()
+	for len(u.heads.order) > 0 && u.its[u.heads.order[0]].At() == u.cur {
+		u.at = append(u.at, u.heads.pop())
 	}
 	return true
 }
 
-func isHistogram(e chunkenc.Encoding) bool {
-	switch e {
-	case chunkenc.EncHistogram, chunkenc.EncFloatHistogram, chunkenc.EncHistogramST, chunkenc.EncFloatHistogramST:
-		return true
+// push lets an input compete with what it stands at, if it has not ended.
+func (u *symbolUnion) push(input int, ok bool) {
+	if ok {
+		u.heads.push(input)
+	} else if err := u.its[input].Err(); u.err == nil {
+		u.err = err
 	}
-	return false
 }
 
-// uvarintSize returns the number of bytes that n takes as an unsigned varint.
-func uvarintSize(n uint64) int64 {
-	size := int64(1)
-	for ; n >= 0x80; n >>= 7 {
-		size++
-	}
-	return size
+// storedSymbols iterates over the symbols of a block's index and takes down which number each one gets in another block.
+type storedSymbols struct {
+	symbolIter
+	used []bool   // which are wanted; nil means all
+	rank []uint32 // the other block's number, by the own one
 }
 
-func varintSize(n int64) int64 { return uvarintSize(uint64(n)<<1 ^ uint64(n>>63)) }
-
-// chunkSize returns what a chunk with data of n bytes takes in its file: length, encoding, data, checksum.
-func chunkSize(n int) int64 { return uvarintSize(uint64(n)) + 1 + int64(n) + 4 }
-
-// seriesSize returns the most that a series with so many labels can take in an index of so many symbols.
-func seriesSize(labels, symbols int, chks []chunks.Meta) int64 {
-	n := uvarintSize(uint64(labels)) + 2*int64(labels)*uvarintSize(uint64(symbols)) + uvarintSize(uint64(len(chks)))
-	for i, c := range chks {
-		n += uvarintSize(uint64(c.MaxTime - c.MinTime))
-		if i == 0 {
-			n += varintSize(c.MinTime) + uvarintSize(uint64(c.Ref))
-			continue
-		}
-		n += uvarintSize(uint64(c.MinTime-chks[i-1].MaxTime)) + varintSize(int64(c.Ref-chks[i-1].Ref))
-	}
-	return uvarintSize(uint64(n)) + n + 4
+func newStoredSymbols(h *header, used []bool) *storedSymbols {
+	return &storedSymbols{symbolIter: symbolIter{h: h}, used: used, rank: make([]uint32, len(h.symPos))}
 }
+
+// Next implements index.StringIter.
+func (s *storedSymbols) Next() bool {
+	for s.used != nil && s.i < len(s.used) && !s.used[s.i] {
+		s.i++
+	}
+	return s.symbolIter.Next()
+}
+
+// number says which number the current symbol gets.
+func (s *storedSymbols) number(n uint32) { s.rank[s.i-1] = n }

@@ -70,8 +70,6 @@ type verifier struct {
 	segs  map[int64]*fileStream // where the checks of chunks are
 	stats tsdb.BlockStats
 
-	digest *Digest // not nil: of the chunks, in place of decoding them
-
 	series string // the one that is being looked at
 	last   labels.Labels
 	chunk  chunks.ChunkRef // the last one seen
@@ -122,9 +120,10 @@ func (v *verifier) run() error {
 	return v.content()
 }
 
-// content checks everything that the meta tells of.
-func (v *verifier) content() (err error) {
-	if ok, err := v.checkSizes(); err != nil || !ok {
+// checkFiles checks what can be checked before the series are read. Without a finding, there are a reader and a header then.
+func (v *verifier) checkFiles() error {
+	ok, err := v.checkSizes()
+	if err != nil || !ok {
 		return err
 	}
 	if v.r, err = newBucketReader(v.ctx, v.bkt, &v.meta, NewCache(0, nil)); err != nil {
@@ -138,11 +137,16 @@ func (v *verifier) content() (err error) {
 	if v.h, err = loadHeader(v.ctx, v.r, &v.meta); err != nil {
 		return v.judge(IndexFilename, -1, err)
 	}
-	v.segs, v.pairs = map[int64]*fileStream{}, map[symbolPair]tally{}
-	defer v.closeStreams()
-	if err := v.checkSegments(); err != nil {
+	return v.checkSegments()
+}
+
+// content checks everything that the meta tells of.
+func (v *verifier) content() error {
+	if err := v.checkFiles(); err != nil || v.h == nil {
 		return err
 	}
+	v.segs, v.pairs = map[int64]*fileStream{}, map[symbolPair]tally{}
+	defer v.closeStreams()
 	if err := v.checkSeries(); err != nil {
 		return err
 	}

@@ -70,9 +70,6 @@ func (v *verifier) checkEntry(ix *indexReader, off int64, content []byte) error 
 	}
 	v.last = lset
 	v.stats.NumSeries++
-	if v.digest != nil {
-		v.digest.begin(lset, len(chks))
-	}
 	if len(chks) == 0 {
 		return v.find(IndexFilename, off, "series has no chunks")
 	}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/prometheus/model/labels"
@@ -39,8 +38,6 @@ type WriteOptions struct {
 	Check bool
 	// Digest, if given, takes what is written, for ReadBack.
 	Digest *Digest
-	// Parallel merges and writes in two goroutines. What the inputs give must then stay valid when they have gone on to other series.
-	Parallel bool
 }
 
 // tmpSuffix is that of a block's folder while it is being written.
@@ -57,7 +54,11 @@ const tmpSuffix = ".tmp"
 // The block appears complete and synced, by a rename, or not at all; without samples in range there is none, and ErrEmpty.
 // If dir has a block of this ULID already, its meta is returned: who writes under the same ULID again writes the same block. With a
 // digest it is written anew.
-// Memory does not grow with the number of samples; for each distinct string in labels some is taken.
+//
+// The symbols of all inputs are merged first. From then on labels are numbers, in the order of the strings: series of inputs that are
+// blocks are compared, merged and written without a string being made of them, and their chunks are copied as they are in their files.
+// One goroutine reads and merges, another one writes. Memory does not grow with the number of samples; for each distinct string in
+// labels some is taken.
 func Write(ctx context.Context, dir string, m Meta, inputs []Input, o WriteOptions) (Meta, error) {
 	final := filepath.Join(dir, m.ULID.String())
 	if old, err := OpenLocal(final); err == nil && o.Digest == nil {
@@ -97,17 +98,17 @@ type writer struct {
 	inputs []Input
 	o      WriteOptions
 
+	symbols    []string // in the labels of the series written
+	sources    []seriesSource
 	chunks     chunkWriter
-	index      *index.Writer
-	symbols    int
-	mint, maxt int64 // of the samples written
+	index      *indexWriter
+	digest     *seriesDigest // nil if it is not wanted
+	mint, maxt int64         // of the samples written
 	stats      tsdb.BlockStats
 	sizes      IndexStats
-	merger     merge.Merger
-	comparer   merge.Comparer
 
 	metrics    map[string]struct{} // names of the series written
-	lastMetric string
+	lastMetric uint32
 	described  bool // there is a metadata.json
 }
 
@@ -161,86 +162,40 @@ func closing(err *error, f func() error) {
 
 // data writes chunks and index.
 func (w *writer) data() (err error) {
+	defer func() {
+		for _, s := range w.sources {
+			s.close()
+		}
+	}()
+	if err := w.openSources(); err != nil {
+		return err
+	}
+	if w.o.Digest != nil {
+		w.digest = newSeriesDigest()
+		for _, s := range w.symbols {
+			w.digest.addSymbol(s)
+		}
+	}
+	if w.index, err = newIndexWriter(filepath.Join(w.dir, IndexFilename), w.symbols); err != nil {
+		return err
+	}
+	defer closing(&err, w.index.close)
 	w.chunks = chunkWriter{dir: filepath.Join(w.dir, ChunksDirname), size: cmp.Or(w.o.SegmentSize, defaultSegment)}
 	defer closing(&err, w.chunks.close)
-	if w.index, err = index.NewWriter(w.ctx, filepath.Join(w.dir, IndexFilename)); err != nil {
-		return fmt.Errorf("begin index: %w", err)
-	}
-	defer closing(&err, w.index.Close)
-	if err := w.writeSymbols(); err != nil {
-		return fmt.Errorf("write symbols: %w", err)
-	}
-	return w.writeSeries()
-}
-
-// writeSymbols writes the strings that the block's labels use.
-func (w *writer) writeSymbols() error {
-	its, err := w.symbolSources()
-	if err != nil {
+	if err := w.writeSeries(); err != nil {
 		return err
 	}
-	u := &symbolUnion{its: its}
-	for u.next() {
-		if w.symbols%1024 == 0 && w.ctx.Err() != nil {
-			return w.ctx.Err()
-		}
-		if err := w.index.AddSymbol(u.cur); err != nil {
-			return err
-		}
-		w.symbols++
-	}
-	return u.err
-}
-
-// symbolSources returns all symbols of inputs that lie in the range whole. Of others, only a part may go into the block, so
-// that their series are asked which symbols they need.
-func (w *writer) symbolSources() ([]index.StringIter, error) {
-	var (
-		its  []index.StringIter
-		used map[string]struct{}
-	)
-	for _, in := range w.inputs {
-		if m, ok := inputMeta(in); ok && w.contains(m) {
-			// Symbols has no context: what it waits for is read here.
-			if p, ok := in.(interface{ Preload(context.Context) error }); ok {
-				if err := p.Preload(w.ctx); err != nil {
-					return nil, err
-				}
-			}
-			its = append(its, in.Symbols())
-			continue
-		}
-		if used == nil {
-			used = map[string]struct{}{}
-		}
-		if err := w.usedSymbols(in, used); err != nil {
-			return nil, err
-		}
-	}
-	if used != nil {
-		its = append(its, index.NewStringListIter(sortedKeys(used)))
-	}
-	return its, nil
-}
-
-// usedSymbols adds the strings in the labels of an input's series in range.
-func (w *writer) usedSymbols(in Input, used map[string]struct{}) error {
-	q, err := in.ChunkQuerier(w.meta.MinTime, w.meta.MaxTime-1)
-	if err != nil {
+	if err := w.chunks.close(); err != nil {
 		return err
 	}
-	defer q.Close()
-	set := w.selectAll(q, "series")
-	for set.Next() {
-		set.At().Labels().Range(func(l labels.Label) {
-			for _, s := range []string{l.Name, l.Value} {
-				if _, ok := used[s]; !ok {
-					used[strings.Clone(s)] = struct{}{}
-				}
-			}
-		})
+	if err := w.index.finish(w.ctx); err != nil {
+		return err
 	}
-	return set.Err()
+	w.sizes.SeriesMaxSize = w.index.largest
+	if w.o.Digest != nil {
+		*w.o.Digest = Digest{index: w.index.sum.Sum64(), chunks: w.chunks.sums, series: w.digest.hash.Sum64()}
+	}
+	return nil
 }
 
 func (w *writer) selectAll(q storage.ChunkQuerier, fn string) storage.ChunkSeriesSet {

@@ -6,74 +6,100 @@ import (
 	"math"
 
 	"github.com/prometheus/prometheus/model/labels"
-	"github.com/prometheus/prometheus/storage"
-	"github.com/prometheus/prometheus/tsdb/chunks"
+	"github.com/prometheus/prometheus/tsdb/chunkenc"
 	"golang.org/x/sync/errgroup"
-
-	"github.com/millrace/millrace/pkg/merge"
 )
 
 const (
-	// batchSeries and batchChunks bound what goes from the merge of inputs to the files at a time.
-	batchSeries = 128
-	batchChunks = 4096
+	// batchSeries, batchChunks and batchBytes bound what goes from the merge of inputs to the files at a time.
+	batchSeries = 4096
+	batchChunks = 16384
+	batchBytes  = 1 << 20
 	// batchesAhead is how many batches there are: one being merged, one being written, one on its way.
 	batchesAhead = 3
 )
 
 // mergedSeries is a number of series on their way to the files.
 type mergedSeries struct {
-	labels []labels.Labels
-	ends   []int // of each series' chunks
-	chks   []chunks.Meta
+	series []mergedEntry
+	labels []uint32      // of all series
+	chks   []placedChunk // of those that were copied
+	frames []byte        // of chks
+	jobs   []*encodeJob  // of those that were not
+	spare  []*encodeJob
+}
+
+// mergedEntry is a series: where its labels end, and its chunks and their frames, or by which job and as its how manieth they are made.
+type mergedEntry struct {
+	labels, chks, frames int
+	job                  *encodeJob
+	n                    int
 }
 
 func (b *mergedSeries) reset() {
-	clear(b.chks) // lets go of what they were read into
-	b.labels, b.ends, b.chks = b.labels[:0], b.ends[:0], b.chks[:0]
+	for _, j := range b.jobs {
+		j.reset()
+	}
+	*b = mergedSeries{
+		series: b.series[:0], labels: b.labels[:0], chks: b.chks[:0], frames: b.frames[:0], jobs: b.jobs[:0], spare: append(b.spare, b.jobs...),
+	}
 }
 
-func (b *mergedSeries) full() bool { return len(b.labels) >= batchSeries || len(b.chks) >= batchChunks }
+// newJob returns a job for series of this batch.
+func (b *mergedSeries) newJob() (j *encodeJob) {
+	if n := len(b.spare); n > 0 {
+		j, b.spare = b.spare[n-1], b.spare[:n-1]
+	} else {
+		j = newEncodeJob()
+	}
+	b.jobs = append(b.jobs, j)
+	return j
+}
 
-// writeSeries merges the inputs' series and writes them: with Parallel in two goroutines, so that one reads and merges while the
-// other writes.
+func (b *mergedSeries) full() bool {
+	return len(b.series) >= batchSeries || len(b.chks) >= batchChunks || len(b.frames)+len(b.jobs)*jobBytes >= batchBytes
+}
+
+// chunksOf returns the chunks of series i, which may be none.
+func (b *mergedSeries) chunksOf(i int) []placedChunk {
+	e, begin := &b.series[i], 0
+	if e.job != nil {
+		chks, _ := e.job.made(e.n)
+		return chks
+	}
+	if i > 0 {
+		begin = b.series[i-1].chks
+	}
+	return b.chks[begin:e.chks]
+}
+
+// writeSeries merges the inputs' series and writes them: one goroutine reads and merges while another one writes. What cannot be copied is encoded by
+// others meanwhile.
 func (w *writer) writeSeries() error {
-	sets := make([]storage.ChunkSeriesSet, len(w.inputs))
-	for i, in := range w.inputs {
-		q, err := in.ChunkQuerier(w.meta.MinTime, w.meta.MaxTime-1)
-		if err != nil {
-			return fmt.Errorf("open input: %w", err)
-		}
-		defer q.Close()
-		sets[i] = w.selectAll(q, "")
-	}
-	groups := merge.Sets(sets)
 	w.mint, w.maxt = math.MaxInt64, math.MinInt64
-	if !w.o.Parallel {
-		b := &mergedSeries{}
-		for more := true; more; b.reset() {
-			var err error
-			if more, err = w.mergeSome(w.ctx, groups, b); err != nil {
-				return err
-			}
-			if err := w.writeSome(b); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
 	g, ctx := errgroup.WithContext(w.ctx)
 	ready, free := make(chan *mergedSeries), make(chan *mergedSeries, batchesAhead)
 	for range batchesAhead {
 		free <- &mergedSeries{}
 	}
+	m := &merging{writer: w, ctx: ctx, groups: newGroups(w.sources), encoder: encoder{writer: w}, jobs: make(chan *encodeJob)}
 	g.Go(func() error {
 		defer close(ready)
-		return w.mergeAll(ctx, groups, free, ready)
+		defer close(m.jobs)
+		return m.all(free, ready)
 	})
+	for range encoders {
+		g.Go(func() error {
+			e := encoder{writer: w}
+			for j := range m.jobs {
+				j.done <- e.do(j) // has room
+			}
+			return nil
+		})
+	}
 	g.Go(func() error {
 		for b := range ready {
-			if err := w.writeSome(b); err != nil {
+			if err := w.writeSome(ctx, b); err != nil {
 				return err
 			}
 			b.reset()
@@ -84,93 +110,80 @@ func (w *writer) writeSeries() error {
 	return g.Wait()
 }
 
-// mergeAll takes batches from free, fills them, and hands them on.
-func (w *writer) mergeAll(ctx context.Context, groups *merge.Groups, free <-chan *mergedSeries, ready chan<- *mergedSeries) error {
-	for {
-		var b *mergedSeries
-		select {
-		case b = <-free:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		more, err := w.mergeSome(ctx, groups, b)
-		if err != nil {
+// writeSome writes the series of a batch: their chunks, and then, as it is known where these are, their entries of the index.
+func (w *writer) writeSome(ctx context.Context, b *mergedSeries) error {
+	for _, j := range b.jobs {
+		if err := j.wait(ctx); err != nil {
 			return err
 		}
-		select {
-		case ready <- b:
-		case <-ctx.Done():
-			return ctx.Err()
+	}
+	var from mergedEntry
+	for _, e := range b.series {
+		if e.job == nil {
+			continue
 		}
-		if !more {
-			return nil
+		if err := w.chunks.write(b.frames[from.frames:e.frames], b.chks[from.chks:e.chks]); err != nil {
+			return err
+		}
+		from = e
+		chks, frames := e.job.made(e.n)
+		if err := w.chunks.write(frames, chks); err != nil {
+			return err
 		}
 	}
-}
-
-// mergeSome fills a batch with the next series; more is false after the last one.
-func (w *writer) mergeSome(ctx context.Context, groups *merge.Groups, b *mergedSeries) (more bool, err error) {
-	if err := ctx.Err(); err != nil {
-		return false, err
+	if err := w.chunks.write(b.frames[from.frames:], b.chks[from.chks:]); err != nil {
+		return err
 	}
-	mint, maxt := w.meta.MinTime, w.meta.MaxTime-1
-	for !b.full() {
-		if !groups.Next() {
-			return false, groups.Err()
-		}
-		lset, series := groups.At()
-		begin := len(b.chks)
-		if b.chks, err = w.merger.Append(b.chks, series, mint, maxt, w.o.Encode); err != nil {
-			return false, fmt.Errorf("merge series %s: %w", lset, err)
-		}
-		if w.o.Check {
-			if err := w.comparer.Compare(series, mint, maxt, b.chks[begin:], w.o.Encode); err != nil {
-				return false, fmt.Errorf("check series %s: %w", lset, err)
-			}
-		}
-		if len(b.chks) > begin {
-			b.labels, b.ends = append(b.labels, lset), append(b.ends, len(b.chks))
-		}
-	}
-	return true, nil
-}
-
-// writeSome writes the series of a batch.
-func (w *writer) writeSome(b *mergedSeries) error {
 	begin := 0
-	for i, lset := range b.labels {
-		if err := w.addSeries(storage.SeriesRef(w.stats.NumSeries), lset, b.chks[begin:b.ends[i]]); err != nil {
-			return fmt.Errorf("write series %s: %w", lset, err)
+	for i, e := range b.series {
+		if err := w.addSeries(b.labels[begin:e.labels], b.chunksOf(i)); err != nil {
+			return fmt.Errorf("write series %s: %w", w.labelsOf(b.labels[begin:e.labels]), err)
 		}
-		begin = b.ends[i]
+		begin = e.labels
 	}
 	return nil
 }
 
-func (w *writer) addSeries(ref storage.SeriesRef, lset labels.Labels, chks []chunks.Meta) error {
-	if err := w.chunks.write(chks); err != nil {
+func (w *writer) addSeries(labels []uint32, chks []placedChunk) error {
+	if len(chks) == 0 {
+		return nil // nothing was in range
+	}
+	if err := w.index.addSeries(labels, chks); err != nil {
 		return err
 	}
-	if err := w.index.AddSeries(ref, lset, chks...); err != nil {
-		return err
+	if w.digest != nil {
+		w.digest.addSeries(labels, chks)
 	}
-	if w.o.Digest != nil {
-		w.o.Digest.add(lset, chks)
-	}
-	w.noteMetric(lset)
+	w.noteMetric(labels)
 	w.stats.NumSeries++
 	w.stats.NumChunks += uint64(len(chks))
-	w.mint, w.maxt = min(w.mint, chks[0].MinTime), max(w.maxt, chks[len(chks)-1].MaxTime)
-	for _, c := range chks {
-		n := uint64(c.Chunk.NumSamples())
-		w.stats.NumSamples += n
-		if isHistogram(c.Chunk.Encoding()) {
-			w.stats.NumHistogramSamples += n
+	w.mint, w.maxt = min(w.mint, chks[0].mint), max(w.maxt, chks[len(chks)-1].maxt)
+	for i := range chks {
+		c := &chks[i]
+		w.stats.NumSamples += uint64(c.samples)
+		if c.histogram {
+			w.stats.NumHistogramSamples += uint64(c.samples)
 		} else {
-			w.stats.NumFloatSamples += n
+			w.stats.NumFloatSamples += uint64(c.samples)
 		}
-		w.sizes.ChunkMaxSize = max(w.sizes.ChunkMaxSize, chunkSize(len(c.Chunk.Bytes())))
+		w.sizes.ChunkMaxSize = max(w.sizes.ChunkMaxSize, c.size)
 	}
-	w.sizes.SeriesMaxSize = max(w.sizes.SeriesMaxSize, seriesSize(lset.Len(), w.symbols, chks))
 	return nil
+}
+
+// labelsOf returns the labels that numbers stand for.
+func (w *writer) labelsOf(numbers []uint32) labels.Labels {
+	var b labels.ScratchBuilder
+	for i := 0; i < len(numbers); i += 2 {
+		b.Add(w.symbols[numbers[i]], w.symbols[numbers[i+1]])
+	}
+	return b.Labels()
+}
+
+func isHistogram(e chunkenc.Encoding) bool {
+	switch e {
+	case chunkenc.EncHistogram, chunkenc.EncFloatHistogram, chunkenc.EncHistogramST, chunkenc.EncFloatHistogramST:
+		return true
+	}
+	return false
 }

@@ -16,10 +16,8 @@ import (
 // the iterator advances. A chunk of histograms, passed or not, that does not follow on the one before it in its input says
 // nothing of counter resets any more. Each input's chunks are sorted by time and have data.
 func Chunks(series []storage.ChunkSeries, mint, maxt int64, o EncodeOptions) chunks.Iterator {
-	m := &chunkMerger{mint: mint, maxt: maxt, o: o, inputs: make([]chunkInput, len(series))}
-	for i, s := range series {
-		m.inputs[i].it = s.Iterator(nil)
-	}
+	m := &chunkMerger{}
+	m.reset(series, mint, maxt, o)
 	return m
 }
 
@@ -45,6 +43,20 @@ type chunkMerger struct {
 	last    member          // The chunk that was passed on last; none where that was encoded.
 	cur     chunks.Meta
 	err     error
+	floats  floatMerger
+	spare   []*cluster
+}
+
+// reset begins with other series, in the memory that is there.
+func (m *chunkMerger) reset(series []storage.ChunkSeries, mint, maxt int64, o EncodeOptions) {
+	*m = chunkMerger{inputs: m.inputs, heap: m.heap[:0], mint: mint, maxt: maxt, o: o, floats: m.floats, spare: m.spare}
+	if n := len(series) - len(m.inputs); n > 0 {
+		m.inputs = append(m.inputs, make([]chunkInput, n)...)
+	}
+	m.inputs = m.inputs[:len(series)]
+	for i, s := range series {
+		m.inputs[i] = chunkInput{it: s.Iterator(m.inputs[i].it)}
+	}
 }
 
 func (m *chunkMerger) At() chunks.Meta { return m.cur }
@@ -68,9 +80,11 @@ func (m *chunkMerger) Next() bool {
 		if n := c.members[0]; len(c.members) == 1 && m.passes(n.meta) {
 			follows := m.last.n > 0 && m.last.input == n.input && m.last.n+1 == n.n
 			m.last = n
+			m.drop(c)
 			return m.yield(n.meta, !follows)
 		}
-		m.enc, m.begins, m.last = Encode(m.samples(c), m.o), true, member{}
+		m.enc, m.begins, m.last = m.encode(c), true, member{}
+		m.drop(c)
 	}
 	return false
 }
@@ -96,20 +110,37 @@ func resetHeader(e chunkenc.Encoding) (at int, ok bool) {
 	return 0, false
 }
 
+// ForgetReset leaves it open in the data of a chunk whether there was a counter reset before it, and says whether that was known. Gauges stay
+// gauges.
+func ForgetReset(e chunkenc.Encoding, data []byte) (changed bool) {
+	at, ok := knownReset(e, data)
+	if ok {
+		data[at] &^= chunkenc.CounterResetHeaderMask
+	}
+	return ok
+}
+
+// knownReset returns the byte of a chunk's data that tells of a counter reset before it; ok is false if it tells nothing.
+func knownReset(e chunkenc.Encoding, data []byte) (at int, ok bool) {
+	if at, ok = resetHeader(e); !ok || at >= len(data) {
+		return 0, false
+	}
+	switch chunkenc.CounterResetHeader(data[at] & chunkenc.CounterResetHeaderMask) {
+	case chunkenc.UnknownCounterReset, chunkenc.GaugeType:
+		return 0, false
+	}
+	return at, true
+}
+
 // forgetReset returns a chunk that leaves it open whether there was a counter reset before it. Gauges stay gauges.
 func forgetReset(meta chunks.Meta) (chunks.Meta, error) {
-	at, ok := resetHeader(meta.Chunk.Encoding())
-	if !ok {
-		return meta, nil
-	}
-	b := meta.Chunk.Bytes()
-	switch chunkenc.CounterResetHeader(b[at] & chunkenc.CounterResetHeaderMask) {
-	case chunkenc.UnknownCounterReset, chunkenc.GaugeType:
+	e, b := meta.Chunk.Encoding(), meta.Chunk.Bytes()
+	if _, ok := knownReset(e, b); !ok {
 		return meta, nil
 	}
 	b = bytes.Clone(b)
-	b[at] &^= chunkenc.CounterResetHeaderMask
-	chk, err := chunkenc.FromData(meta.Chunk.Encoding(), b)
+	ForgetReset(e, b)
+	chk, err := chunkenc.FromData(e, b)
 	if err != nil {
 		return meta, fmt.Errorf("copy chunk at %d: %w", meta.MinTime, err)
 	}
@@ -130,6 +161,22 @@ type cluster struct {
 	mint, maxt int64
 }
 
+// begin returns an empty cluster, and drop takes back one that is not used any more.
+func (m *chunkMerger) begin() *cluster {
+	if n := len(m.spare); n > 0 {
+		c := m.spare[n-1]
+		m.spare = m.spare[:n-1]
+		return c
+	}
+	return &cluster{}
+}
+
+func (m *chunkMerger) drop(c *cluster) {
+	clear(c.members)
+	*c = cluster{members: c.members[:0]}
+	m.spare = append(m.spare, c)
+}
+
 // next returns the next cluster, or nil at the end or on error.
 func (m *chunkMerger) next() *cluster {
 	if c := m.peeked; c != nil {
@@ -143,7 +190,8 @@ func (m *chunkMerger) next() *cluster {
 		return nil
 	}
 	first := m.inputs[m.heap[0]].meta
-	c := &cluster{mint: first.MinTime, maxt: first.MaxTime}
+	c := m.begin()
+	c.mint, c.maxt = first.MinTime, first.MaxTime
 	for len(m.heap) > 0 && m.err == nil {
 		top := m.heap[0]
 		meta := m.inputs[top].meta
@@ -200,6 +248,7 @@ func (m *chunkMerger) join(c *cluster) {
 		}
 		c.members = append(c.members, next.members...)
 		c.maxt = next.maxt
+		m.drop(next)
 	}
 }
 
@@ -214,6 +263,15 @@ func (c *cluster) extent() (samples, size int, vt chunkenc.ValueType) {
 		}
 	}
 	return samples, size, vt
+}
+
+// encode merges the samples of a cluster to chunks.
+func (m *chunkMerger) encode(c *cluster) chunks.Iterator {
+	if !c.ofFloats() {
+		return Encode(m.samples(c), m.o)
+	}
+	m.err = m.floats.merge(c, m.mint, m.maxt)
+	return m.floats.chunks(m.o)
 }
 
 // samples merges the chunks of a cluster, those of one input one after another.

@@ -25,22 +25,26 @@ type Comparer struct {
 	in   []member
 	its  chunks.Iterator
 	it   chunkenc.Iterator
-	want []taken
+	want []reading
+	run  []reading
+	got  []reading
+	// hists are the histograms of them all, so that readings, mostly of floats, have no pointers.
+	hists []hist
 }
 
-// taken is a sample and the input that it is from.
-type taken struct {
-	input int
-	reading
-}
-
-// reading is a decoded sample of any type.
+// reading is a decoded sample of any type, and the input that it is from.
 type reading struct {
 	t, st int64
-	vt    chunkenc.ValueType
 	f     float64
-	h     *histogram.Histogram
-	fh    *histogram.FloatHistogram
+	hist  int32 // which of the histograms
+	input int32
+	vt    chunkenc.ValueType
+}
+
+// hist is a histogram of one of the types.
+type hist struct {
+	h  *histogram.Histogram
+	fh *histogram.FloatHistogram
 }
 
 // Compare checks that out are sorted chunks that do not overlap, with exactly the samples of series that lie in [mint, maxt], the
@@ -123,22 +127,20 @@ func (c *Comparer) compareRegion(in []member, out []chunks.Meta, mint, maxt int6
 	}
 	n := 0
 	for _, m := range out {
-		first := true
-		err := c.decode(m, func(got reading) error {
-			switch {
-			case first && got.t != m.MinTime || got.t > m.MaxTime:
+		var err error
+		if c.got, err = c.decode(c.got[:0], m, 0); err != nil {
+			return err
+		}
+		for i := range c.got {
+			switch got := &c.got[i]; {
+			case i == 0 && got.t != m.MinTime || got.t > m.MaxTime:
 				return fmt.Errorf("%w: chunk from %d to %d has a sample at %d", ErrDiffers, m.MinTime, m.MaxTime, got.t)
 			case n == len(c.want):
 				return fmt.Errorf("%w: no input has the sample at %d", ErrDiffers, got.t)
-			case !c.want[n].equal(got, o.StartTimestamps):
+			case !c.equal(&c.want[n], got, o.StartTimestamps):
 				return fmt.Errorf("%w: the sample at %d is not the one at %d of the inputs", ErrDiffers, got.t, c.want[n].t)
 			}
-			first = false
 			n++
-			return nil
-		})
-		if err != nil {
-			return err
 		}
 		if n == 0 || c.want[n-1].t != m.MaxTime {
 			return fmt.Errorf("%w: chunk from %d to %d does not end there", ErrDiffers, m.MinTime, m.MaxTime)
@@ -169,68 +171,92 @@ func copied(in, out chunks.Meta) bool {
 
 // expect decodes the inputs' samples in range and keeps those that win.
 func (c *Comparer) expect(in []member, mint, maxt int64) error {
-	c.want = c.want[:0]
+	c.want, c.hists = c.want[:0], c.hists[:0]
 	for _, n := range in {
-		err := c.decode(n.meta, func(s reading) error {
-			if s.t >= mint && s.t <= maxt {
-				c.want = append(c.want, taken{input: n.input, reading: s})
-			}
-			return nil
-		})
-		if err != nil {
+		begin := len(c.want)
+		var err error
+		if c.want, err = c.decode(c.want, n.meta, n.input); err != nil {
 			return err
 		}
+		if n.meta.MinTime < mint || n.meta.MaxTime > maxt {
+			inRange := slices.DeleteFunc(c.want[begin:], func(s reading) bool { return s.t < mint || s.t > maxt })
+			c.want = c.want[:begin+len(inRange)]
+		}
+		c.settle(begin)
 	}
-	// Of one input's samples at the same time, which should not be, the one of the chunk that starts later wins.
-	slices.SortStableFunc(c.want, func(a, b taken) int {
-		return cmp.Or(cmp.Compare(a.t, b.t), a.input-b.input)
-	})
 	kept := c.want[:0]
-	for i, s := range c.want {
-		if i+1 == len(c.want) || c.want[i+1].t != s.t {
-			kept = append(kept, s)
+	for i := range c.want {
+		if i+1 == len(c.want) || c.want[i+1].t != c.want[i].t {
+			kept = append(kept, c.want[i])
 		}
 	}
 	c.want = kept
 	return nil
 }
 
-// decode calls f with every sample of a chunk.
-func (c *Comparer) decode(m chunks.Meta, f func(reading) error) error {
+// settle puts the samples of a chunk, which are those from begin on, into their order among those of the chunks before it. Of one input's
+// samples at the same time, which should not be, the one of the chunk that starts later comes later, and so wins.
+func (c *Comparer) settle(begin int) {
+	order := func(a, b *reading) int { return cmp.Or(cmp.Compare(a.t, b.t), int(a.input-b.input)) }
+	if begin == 0 || begin == len(c.want) || order(&c.want[begin-1], &c.want[begin]) <= 0 {
+		return
+	}
+	c.run = append(c.run[:0], c.want[begin:]...)
+	old, run := begin-1, len(c.run)-1
+	for to := len(c.want) - 1; run >= 0; to-- {
+		if old >= 0 && order(&c.want[old], &c.run[run]) > 0 {
+			c.want[to] = c.want[old]
+			old--
+		} else {
+			c.want[to] = c.run[run]
+			run--
+		}
+	}
+}
+
+// decode appends the samples of a chunk of an input.
+func (c *Comparer) decode(dst []reading, m chunks.Meta, input int) ([]reading, error) {
 	c.it = m.Chunk.Iterator(c.it)
+	if m.Chunk.Encoding() == chunkenc.EncXOR {
+		for c.it.Next() != chunkenc.ValNone {
+			t, v := c.it.At()
+			dst = append(dst, reading{t: t, f: v, vt: chunkenc.ValFloat, input: int32(input)})
+		}
+		return dst, c.it.Err()
+	}
 	for vt := c.it.Next(); vt != chunkenc.ValNone; vt = c.it.Next() {
-		s := reading{vt: vt, st: c.it.AtST()}
+		s := reading{vt: vt, st: c.it.AtST(), input: int32(input), hist: int32(len(c.hists))}
 		switch vt {
 		case chunkenc.ValFloat:
 			s.t, s.f = c.it.At()
 		case chunkenc.ValHistogram:
-			s.t, s.h = c.it.AtHistogram(nil)
+			var h hist
+			s.t, h.h = c.it.AtHistogram(nil)
+			c.hists = append(c.hists, h)
 		case chunkenc.ValFloatHistogram:
-			s.t, s.fh = c.it.AtFloatHistogram(nil)
+			var h hist
+			s.t, h.fh = c.it.AtFloatHistogram(nil)
+			c.hists = append(c.hists, h)
 		}
-		if err := f(s); err != nil {
-			return err
-		}
+		dst = append(dst, s)
 	}
-	return c.it.Err()
+	return dst, c.it.Err()
 }
 
 // equal compares all but what a sample says of the one before it. Histograms may have empty buckets more or less.
-func (s reading) equal(o reading, withST bool) bool {
-	if s.t != o.t || s.vt != o.vt || withST && s.st != o.st {
+func (c *Comparer) equal(want, got *reading, withST bool) bool {
+	if want.t != got.t || want.vt != got.vt || withST && want.st != got.st {
 		return false
 	}
-	switch s.vt {
+	switch want.vt {
 	case chunkenc.ValHistogram:
-		return alike(s.h.Sum, o.h.Sum, s.h.CounterResetHint, o.h.CounterResetHint, func() bool {
-			return s.h.Copy().Compact(0).Equals(o.h.Copy().Compact(0))
-		})
+		a, b := c.hists[want.hist].h, c.hists[got.hist].h
+		return alike(a.Sum, b.Sum, a.CounterResetHint, b.CounterResetHint, func() bool { return a.Copy().Compact(0).Equals(b.Copy().Compact(0)) })
 	case chunkenc.ValFloatHistogram:
-		return alike(s.fh.Sum, o.fh.Sum, s.fh.CounterResetHint, o.fh.CounterResetHint, func() bool {
-			return s.fh.Copy().Compact(0).Equals(o.fh.Copy().Compact(0))
-		})
+		a, b := c.hists[want.hist].fh, c.hists[got.hist].fh
+		return alike(a.Sum, b.Sum, a.CounterResetHint, b.CounterResetHint, func() bool { return a.Copy().Compact(0).Equals(b.Copy().Compact(0)) })
 	}
-	return math.Float64bits(s.f) == math.Float64bits(o.f)
+	return math.Float64bits(want.f) == math.Float64bits(got.f)
 }
 
 // alike compares what is said of two histograms, and then their buckets. Of a stale marker, nothing but the sum counts.

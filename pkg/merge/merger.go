@@ -8,7 +8,8 @@ import (
 // Merger does what Chunks does for one series after another, and is faster where nothing has to be encoded. The zero value is
 // ready; it is for one goroutine, and keeps buffers from series to series.
 type Merger struct {
-	its chunks.Iterator
+	its    chunks.Iterator
+	chunks chunkMerger
 }
 
 // Append appends to dst the chunks that Chunks would yield, and returns the longer slice.
@@ -16,17 +17,17 @@ func (m *Merger) Append(dst []chunks.Meta, series []storage.ChunkSeries, mint, m
 	if out, ok, err := m.copies(dst, series, mint, maxt, o); ok || err != nil {
 		return out, err
 	}
-	it := Chunks(series, mint, maxt, o)
-	for it.Next() {
-		dst = append(dst, it.At())
+	m.chunks.reset(series, mint, maxt, o)
+	for m.chunks.Next() {
+		dst = append(dst, m.chunks.At())
 	}
-	return dst, it.Err()
+	return dst, m.chunks.Err()
 }
 
 // copies appends the chunks of series if all of them can be passed through in the order in which they come: ok is false otherwise.
 func (m *Merger) copies(dst []chunks.Meta, series []storage.ChunkSeries, mint, maxt int64, o EncodeOptions) (out []chunks.Meta, ok bool, err error) {
 	out = dst
-	small := false // the chunk before may be joined with the next
+	p := NewPassage(mint, maxt, o)
 	for _, s := range series {
 		m.its = s.Iterator(m.its)
 		first := true
@@ -38,16 +39,8 @@ func (m *Merger) copies(dst []chunks.Meta, series []storage.ChunkSeries, mint, m
 			if c.MinTime > maxt {
 				break
 			}
-			if c.MinTime < mint || c.MaxTime > maxt || c.Chunk == nil || len(out) > len(dst) && c.MinTime <= out[len(out)-1].MaxTime ||
-				!o.StartTimestamps && hasST(c.Chunk.Encoding()) {
+			if c.Chunk == nil || !p.Next(c.MinTime, c.MaxTime, c.Chunk.Encoding(), c.Chunk.NumSamples()) {
 				return dst, false, nil
-			}
-			if o.JoinBelow > 0 {
-				isSmall := c.Chunk.NumSamples() < o.JoinBelow
-				if small && isSmall {
-					return dst, false, nil
-				}
-				small = isSmall
 			}
 			if first {
 				if c, err = forgetReset(c); err != nil {
