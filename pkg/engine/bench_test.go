@@ -124,6 +124,57 @@ func BenchmarkIngest(b *testing.B) {
 	}
 }
 
+// BenchmarkBacklog takes two weeks of one device, which has sent its newest samples already: all of them are late, and in order.
+// Beside BenchmarkIngest it says what such a delivery costs.
+func BenchmarkBacklog(b *testing.B) {
+	const (
+		sensors   = 8
+		interval  = 15_000
+		fortnight = 14 * 24 * 3600_000 / interval
+		perBody   = benchBatch / sensors
+	)
+	e := benchEngine(b)
+	now := time.Now().UnixMilli()
+	body := func(from, n int) []byte {
+		var req prompb.WriteRequest
+		for i := range sensors {
+			ts := prompb.TimeSeries{Samples: make([]prompb.Sample, n)}
+			for _, l := range benchLabels(i) {
+				ts.Labels = append(ts.Labels, prompb.Label{Name: l[0], Value: l[1]})
+			}
+			for k := range ts.Samples {
+				ts.Samples[k] = prompb.Sample{Timestamp: now - int64(fortnight-from-k)*interval, Value: benchValue(i, from+k)}
+			}
+			req.Timeseries = append(req.Timeseries, ts)
+		}
+		raw, err := req.Marshal()
+		require.NoError(b, err)
+		return snappy.Encode(nil, raw)
+	}
+	newest := body(fortnight-1, 1)
+	var bodies [][]byte
+	for from := 0; from+perBody < fortnight; from += perBody {
+		bodies = append(bodies, body(from, perBody))
+	}
+	take := func(body []byte) {
+		_, err := e.receiver.Ingest(b.Context(), ingest.V1, body)
+		require.NoError(b, err)
+	}
+	n := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		if n%len(bodies) == 0 {
+			b.StopTimer()
+			require.NoError(b, e.rotate())
+			take(newest)
+			b.StartTimer()
+		}
+		take(bodies[n%len(bodies)])
+		n++
+	}
+	b.ReportMetric(float64(n)*benchBatch/b.Elapsed().Seconds(), "samples/s")
+}
+
 // BenchmarkReplay reads back a log of 30 scrapes.
 func BenchmarkReplay(b *testing.B) {
 	e := benchEngine(b)
