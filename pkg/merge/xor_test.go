@@ -82,6 +82,25 @@ func TestDamagedXORChunksAreReadUpToTheDamage(t *testing.T) {
 	}
 }
 
+func FuzzXORChunk(f *testing.F) {
+	r := rand.New(rand.NewPCG(5, 6))
+	for _, n := range []int{1, 2, 3, 30} {
+		f.Add(randomXOR(f, r, n).Bytes())
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if len(raw) < xorHeader {
+			return // No chunk at all.
+		}
+		c, err := chunkenc.FromData(chunkenc.EncXOR, raw)
+		require.NoError(t, err)
+		want, _ := decode(c.Iterator(nil))
+		got, failed := decode(Samples(c, nil))
+		require.LessOrEqual(t, len(got), len(want))
+		require.Equal(t, want[:len(got)], got)
+		require.Equal(t, len(got) < c.NumSamples(), failed)
+	})
+}
+
 func TestOtherEncodingsAreReadByTheirOwn(t *testing.T) {
 	c := chunkenc.NewHistogramChunk()
 	it := Samples(c, &xorIterator{})
