@@ -258,16 +258,19 @@ func (e *Engine) readBack(ctx context.Context, l *unreadLog, r *recovery) error 
 	}
 	if g == nil {
 		e.found(l, nil)
+		r.offer(nil)
 		return nil
 	}
 	stats := g.mem.Stats()
 	e.logger.Info("replayed a log", "generation", g.Number, "series", stats.Series, "samples", stats.Samples, "took", time.Since(began))
-	mayGoOn := l == r.newest && e.mayContinue(g)
-	if !mayGoOn {
+	if l != r.newest || !e.mayContinue(g) {
 		e.sealRead(g)
+		e.found(l, g)
+		r.offer(nil) // nobody waits for the others
+		return nil
 	}
 	e.found(l, g)
-	if mayGoOn && !r.offer(g) {
+	if !r.offer(g) {
 		e.sealRead(g)
 	}
 	return nil

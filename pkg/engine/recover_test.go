@@ -236,3 +236,26 @@ func TestStopWhileReplaying(t *testing.T) {
 	e = startEngine(t, testConfig(t, path))
 	require.Equal(t, []point{{now, 1}}, read(t, e, serving.Merged, "a", now, time.Minute))
 }
+
+// A newest log that cannot go on is not waited for, however small it is: reading the others may take long.
+func TestANewestLogThatDoesNotGoOnKeepsNoWritesWaiting(t *testing.T) {
+	path := t.TempDir()
+	now := time.Now().UnixMilli()
+	e := startEngine(t, testConfig(t, path))
+	largeLog(t, e, now)
+	first := e.activeGeneration().Number
+	require.NoError(t, e.rotate())
+	newest := e.activeGeneration()
+	path = copyOf(t, path)
+	require.NoError(t, os.WriteFile(filepath.Join(path, walDir, newest.name(), "header"), []byte("nonsense"), 0o600))
+
+	disk := newSlowDisk(func(number uint64) bool { return number == first })
+	e = startReplaying(t, path, disk)
+	require.Greater(t, e.activeGeneration().Number, newest.Number)
+	write(t, e, "a", point{now, 1})
+	disk.goOn()
+	waitOpened(t, e)
+	v, err := tryQuery(t, e, serving.Merged, "count(m)", now)
+	require.NoError(t, err)
+	require.InDelta(t, 501, v[0].F, 0)
+}
