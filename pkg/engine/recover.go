@@ -294,7 +294,7 @@ func (e *Engine) found(l *unreadLog, g *generation) {
 	e.set.Replace([]serving.Source{l}, add)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.unread = without(e.unread, l)
+	e.unread, e.read = without(e.unread, l), e.read+l.size
 	if g != nil {
 		e.insert(g)
 	}
@@ -392,7 +392,7 @@ func (e *Engine) incomplete(left time.Duration) error {
 func (e *Engine) replayLeft() (left time.Duration, failed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var read, size int64
+	read, size := e.read, e.read
 	for _, l := range e.unread {
 		read, size = read+min(l.read.Load(), l.size), size+l.size
 	}

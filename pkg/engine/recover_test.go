@@ -259,3 +259,16 @@ func TestANewestLogThatDoesNotGoOnKeepsNoWritesWaiting(t *testing.T) {
 	require.NoError(t, err)
 	require.InDelta(t, 501, v[0].F, 0)
 }
+
+// How long a replay will take is told by all that was read since it began, not by the log alone that is just being read.
+func TestLogsThatWereReadCountForTheTimeThatIsLeft(t *testing.T) {
+	e := newEngine(t, testConfig(t, t.TempDir()))
+	logs := []*unreadLog{{number: 1, size: 1000}, {number: 2, size: 1000}}
+	e.unread, e.replaying = logs, time.Now().Add(-10*time.Second)
+	logs[1].read.Store(990)
+	e.found(logs[1], nil)
+	logs[0].read.Store(100)
+	left, failed := e.replayLeft()
+	require.False(t, failed)
+	require.InDelta(t, 10*900/1100., left.Seconds(), 1)
+}
