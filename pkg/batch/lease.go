@@ -44,7 +44,7 @@ const releaseTime = 500 * time.Millisecond
 // leases are those of one run, by key of the writer. Each is a claim (see package claim: nobody compares clocks, and a holder that is not heard of is
 // dead) of the right to work on one writer's blocks. It is taken when a job of that writer is due, so that a run which has nothing to do waits for nobody.
 //
-// One goroutine uses what is in it, that of the run; claimants are also used by a goroutine each, which renews the lease.
+// One goroutine uses what is in it, that of the run; claimants are also used by a goroutine each, which takes the lease, and one that renews it.
 type leases struct {
 	held      map[string]*lease
 	elsewhere map[string]error // writers whose jobs are left to others
@@ -70,22 +70,42 @@ func (l *lease) valid() bool {
 
 // lease drops the jobs that are left to other processes. fresh says that a lease became the run's own just now: whoever had it may have done its jobs.
 func (u *run) lease(ctx context.Context, jobs []Job) (own []Job, fresh bool) {
-	own = slices.DeleteFunc(jobs, func(j Job) bool {
-		left, taken := u.ensure(ctx, &j.Inputs[0])
-		fresh = fresh || taken
-		return left
-	})
+	due := make([]*block.Meta, 0, len(jobs))
+	for i := range jobs {
+		due = append(due, &jobs[i].Inputs[0])
+	}
+	fresh = u.ensure(ctx, due)
+	own = slices.DeleteFunc(jobs, func(j Job) bool { return u.leases.elsewhere[writer(&j.Inputs[0])] != nil })
 	u.summary.Elsewhere = len(jobs) - len(own)
 	return own, fresh
 }
 
-// ensure takes the lease of a block's writer if it is not held.
-func (u *run) ensure(ctx context.Context, m *block.Meta) (elsewhere, fresh bool) {
-	key := writer(m)
-	if u.o.Lease != nil && u.leases.elsewhere[key] == nil && !u.leases.held[key].valid() && ctx.Err() == nil {
-		fresh = u.take(ctx, key, m.Thanos.Labels)
+// ensure takes the leases of blocks' writers that are not held, all at the same time: each of them may have to lapse first.
+func (u *run) ensure(ctx context.Context, metas []*block.Meta) (fresh bool) {
+	taken := map[string]*lease{}
+	for _, m := range metas {
+		key := writer(m)
+		if u.o.Lease == nil || taken[key] != nil || u.leases.elsewhere[key] != nil || u.leases.held[key].valid() {
+			continue
+		}
+		u.drop(key) // it was lost
+		taken[key] = u.newLease(m.Thanos.Labels)
 	}
-	return u.leases.elsewhere[key] != nil, fresh
+	keys := slices.Collect(maps.Keys(taken))
+	errs := make([]error, len(keys))
+	var all sync.WaitGroup
+	for i, key := range keys {
+		all.Go(func() { errs[i] = u.take(ctx, taken[key]) })
+	}
+	all.Wait()
+	for i, key := range keys {
+		if errs[i] != nil {
+			u.leases.elsewhere[key] = errs[i]
+			continue
+		}
+		u.leases.held[key], fresh = taken[key], true
+	}
+	return fresh
 }
 
 // leased says whether a job may be begun.
@@ -93,27 +113,27 @@ func (u *run) leased(j *Job) bool {
 	return u.o.Lease == nil || u.leases.held[writer(&j.Inputs[0])].valid()
 }
 
-// take takes a writer's lease, or notes that its jobs are left to another process. Where the run is to do all that is due, it waits for that one's end.
-func (u *run) take(ctx context.Context, key string, writer map[string]string) bool {
-	u.drop(key) // it was lost
-	l := &lease{labels: writer, claimant: claim.New(claim.Options{Bucket: u.o.Bucket, Labels: writer, Folder: LeaseFolder, Identity: u.o.Lease.Identity, Times: u.o.Lease.Times})}
+func (u *run) newLease(writer map[string]string) *lease {
+	return &lease{labels: writer, stop: func() {}, claimant: claim.New(claim.Options{
+		Bucket: u.o.Bucket, Labels: writer, Folder: LeaseFolder, Identity: u.o.Lease.Identity, Times: u.o.Lease.Times,
+	})}
+}
+
+// take takes a lease, unless another process has it, which is the error. Where the run is to do all that is due, it waits for that one's end.
+func (u *run) take(ctx context.Context, l *lease) error {
 	u.watch(l)
 	holder, err := u.acquire(ctx, l.claimant)
 	switch {
-	case ctx.Err() != nil:
-		return false
 	case holder != nil:
-		u.leases.elsewhere[key] = fmt.Errorf("%w of %s: %s", ErrElsewhere, labels.FromMap(writer), holderText(holder))
-		return false
+		return fmt.Errorf("%w of %s: %s", ErrElsewhere, labels.FromMap(l.labels), holderText(holder))
 	case err != nil:
-		u.log.Warn("the lease of batch jobs cannot be looked after; they are run without it", "writer", labels.FromMap(writer), "err", err)
+		u.log.Warn("the lease of batch jobs cannot be looked after; they are run without it", "writer", labels.FromMap(l.labels), "err", err)
 		u.unwatch(l)
-		l.claimant, l.stop = nil, func() {}
+		l.claimant = nil
 	default:
 		u.renew(ctx, l)
 	}
-	u.leases.held[key] = l
-	return true
+	return nil
 }
 
 // acquire takes steps until the lease is held or, unless the run waits for it, is known to be another's. One that nobody renews lapses. Who has it is

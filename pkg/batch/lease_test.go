@@ -2,8 +2,10 @@ package batch
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"path"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -166,6 +168,54 @@ func TestLeasesThatCannotBeRead(t *testing.T) {
 				require.Len(t, objectsBelow(t, w.bucket, LeaseFolder), 1, "what was in the way is gone")
 				w.check()
 			})
+		})
+	}
+}
+
+// One that did the jobs of many writers and was killed is waited for once, not once for each of them; nor is it asked about one after the other while it lives.
+func TestLeasesOfManyWritersLapseTogether(t *testing.T) {
+	for _, alive := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, objstore.NewInMemBucket(), testStart)
+			const writers = 4
+			for i := range writers {
+				labels := map[string]string{"writer": fmt.Sprint(i)}
+				for gen := range uint64(3) {
+					in, m := memInput{}, testMeta(fmt.Sprint(i, gen), 0, gen, gen, testStart, testStart, testStart.Add(hour))
+					in.add("a", testStart.UnixMilli(), float64(gen))
+					m.Thanos.Labels = labels
+					dir := fastDir(t)
+					_, err := block.Write(t.Context(), dir, m, []block.Input{in}, block.WriteOptions{SegmentSize: 1 << 20})
+					require.NoError(t, err)
+					require.NoError(t, block.Upload(t.Context(), w.bucket, filepath.Join(dir, m.ULID.String())))
+				}
+				other := claim.New(claim.Options{Bucket: w.bucket, Labels: labels, Folder: LeaseFolder, Times: DefaultLeaseTimes(), Identity: claim.Identity{Instance: "x"}})
+				require.NoError(t, other.Step(t.Context()))
+				if alive {
+					ctx, stop := context.WithCancel(t.Context())
+					defer stop()
+					go func() {
+						for pause(ctx, 10*time.Second); ctx.Err() == nil; pause(ctx, 10*time.Second) {
+							_ = other.Step(ctx)
+						}
+					}()
+				}
+			}
+			w.advance(day)
+			began, wait := time.Now(), DefaultLeaseTimes().Expire
+			r := w.runner(leasing("two", ""))
+			s, err := r.Run(t.Context(), false)
+			if alive {
+				wait = 3 * DefaultLeaseTimes().Renew
+				require.ErrorIs(t, err, ErrElsewhere)
+				require.Equal(t, writers, strings.Count(err.Error(), ErrElsewhere.Error()))
+				require.Zero(t, s.Jobs)
+			} else {
+				require.NoError(t, err)
+				require.GreaterOrEqual(t, s.Jobs, writers)
+				require.Empty(t, r.Leases())
+			}
+			require.LessOrEqual(t, time.Since(began), wait+DefaultLeaseTimes().Renew)
 		})
 	}
 }

@@ -102,14 +102,13 @@ func (r *Runner) RecomputeRange(ctx context.Context, mint, maxt int64, dry bool)
 
 // leaseRange takes the leases of all writers that have blocks in a range. It returns a listing from after that.
 func (u *run) leaseRange(ctx context.Context, l *listing, mint, maxt int64) (*listing, error) {
-	waited := false
+	var found []*block.Meta
 	for _, m := range visible(l.blocks) {
 		if m.Level() > 0 && m.Overlaps(mint, maxt-1) {
-			_, fresh := u.ensure(ctx, &m)
-			waited = waited || fresh
+			found = append(found, &m)
 		}
 	}
-	if !waited {
+	if !u.ensure(ctx, found) {
 		return l, ctx.Err()
 	}
 	return u.list(ctx, nil)

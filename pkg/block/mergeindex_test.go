@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"math"
@@ -108,6 +109,23 @@ func TestIndexIsPrometheus(t *testing.T) {
 		require.NoError(t, want.Close())
 		require.NoError(t, got.finish(t.Context()))
 		require.True(t, bytes.Equal(readFile(t, dir, "want"), readFile(t, dir, "got")), "seed %d", seed)
+	}
+}
+
+// TestIndexOnADiskThatForgets changes a series in the file before its postings are written, which are made of what is read from there.
+func TestIndexOnADiskThatForgets(t *testing.T) {
+	entry := int64(0)
+	for at := int64(0); at == 0 || at < entry; at++ {
+		w, err := newIndexWriter(filepath.Join(t.TempDir(), IndexFilename), []string{"a", "b", "c"})
+		require.NoError(t, err)
+		require.NoError(t, w.addSeries([]uint32{0, 1}, []placedChunk{{mint: 1, maxt: 2, ref: 8}}))
+		require.NoError(t, w.flush())
+		entry = w.largest
+		f, err := os.OpenFile(w.file.Name(), os.O_WRONLY, 0)
+		require.NoError(t, err)
+		_, err = f.WriteAt([]byte{0xff}, w.pos-entry+at)
+		require.NoError(t, errors.Join(err, f.Close()))
+		require.Error(t, w.finish(t.Context()), "byte %d", at)
 	}
 }
 

@@ -16,11 +16,11 @@ import (
 // ErrMismatch says that a block in a bucket is not what was to be written.
 var ErrMismatch = errors.New("the block in the bucket is not what was written")
 
-// ReadBack reads the files of the block of m whole, which need not have its meta.json yet, each of them once and from its beginning to its end.
+// ReadBack reads index and chunks of the block of m whole, which need not have its meta.json yet, each of the files from its beginning to its end.
 // Their bytes must be those that were written. Beyond that the index must make sense to who reads it: it must give the symbols and series that
 // were merged, chunks one after another where the files have them, exactly the postings that these series have, and the meta's
 // statistics. Chunks are not decoded: their bytes were compared with the inputs'. What does not agree is an ErrMismatch; other errors are the
-// bucket's. Memory does not grow with the number of series; for each symbol 8 bytes are taken.
+// bucket's. Memory is taken for symbols and the table of postings, with 8 bytes more for each symbol, and for the longest list of postings, that of all series.
 func ReadBack(ctx context.Context, bkt objstore.BucketReader, m Meta, want *Digest) error {
 	v := &verifier{ctx: ctx, bkt: bkt, id: m.ULID, meta: m}
 	err := v.checkFiles()

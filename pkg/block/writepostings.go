@@ -99,7 +99,8 @@ func (w *indexWriter) writePostings(ctx context.Context, sorted []*labelPair) er
 	return nil
 }
 
-// sortRefs puts the references of the series where their labels have a place.
+// sortRefs puts the references of the series where their labels have a place. What comes back from a disk need not be what was written: numbers of labels are
+// used only where the checksum is right.
 func (w *indexWriter) sortRefs(ctx context.Context, refs []uint32) error {
 	pos, end := int64(w.toc.Series), int64(w.toc.LabelIndices)
 	r := bufio.NewReaderSize(io.NewSectionReader(w.file, pos, end-pos), max(indexBuffer, int(w.largest)))
@@ -121,7 +122,11 @@ func (w *indexWriter) sortRefs(ctx context.Context, refs []uint32) error {
 		if err != nil {
 			return err
 		}
-		w.sortRef(entry, refs, uint32(pos/seriesAlign))
+		content, err := seriesFraming.content(entry)
+		if err != nil {
+			return fmt.Errorf("series at byte %d: %w", pos, err)
+		}
+		w.sortRef(content, refs, uint32(pos/seriesAlign))
 		if _, err := r.Discard(int(size)); err != nil {
 			return err
 		}
@@ -131,9 +136,9 @@ func (w *indexWriter) sortRefs(ctx context.Context, refs []uint32) error {
 }
 
 // sortRef is sortRefs for one series.
-func (w *indexWriter) sortRef(entry []byte, refs []uint32, ref uint32) {
+func (w *indexWriter) sortRef(content []byte, refs []uint32, ref uint32) {
 	w.pairs.all[0].put(refs, ref)
-	c := cursor{b: entry[uvarintLen(entry):]}
+	c := cursor{b: content}
 	for k := c.uvarint(); k > 0; k-- {
 		name, value := uint32(c.uvarint()), uint32(c.uvarint())
 		w.pairs.find(name, value).put(refs, ref)

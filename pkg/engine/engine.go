@@ -127,6 +127,7 @@ type Engine struct {
 	generations []*generation    // in number order, the active one last
 	unread      []*unreadLog     // in number order; those of which queries do not see the generation yet
 	replaying   time.Time        // when the replay of logs began
+	read        int64            // bytes of the logs that were read back since
 	local       []*localBlock    // in order of upload
 	atRisk      uint64           // the newest generation that a failed sync of the log put at risk; 0 is none
 	sealed      chan struct{}    // a token: generations wait to be written

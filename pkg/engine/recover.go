@@ -258,16 +258,19 @@ func (e *Engine) readBack(ctx context.Context, l *unreadLog, r *recovery) error 
 	}
 	if g == nil {
 		e.found(l, nil)
+		r.offer(nil)
 		return nil
 	}
 	stats := g.mem.Stats()
 	e.logger.Info("replayed a log", "generation", g.Number, "series", stats.Series, "samples", stats.Samples, "took", time.Since(began))
-	mayGoOn := l == r.newest && e.mayContinue(g)
-	if !mayGoOn {
+	if l != r.newest || !e.mayContinue(g) {
 		e.sealRead(g)
+		e.found(l, g)
+		r.offer(nil) // nobody waits for the others
+		return nil
 	}
 	e.found(l, g)
-	if mayGoOn && !r.offer(g) {
+	if !r.offer(g) {
 		e.sealRead(g)
 	}
 	return nil
@@ -291,7 +294,7 @@ func (e *Engine) found(l *unreadLog, g *generation) {
 	e.set.Replace([]serving.Source{l}, add)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.unread = without(e.unread, l)
+	e.unread, e.read = without(e.unread, l), e.read+l.size
 	if g != nil {
 		e.insert(g)
 	}
@@ -389,7 +392,7 @@ func (e *Engine) incomplete(left time.Duration) error {
 func (e *Engine) replayLeft() (left time.Duration, failed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var read, size int64
+	read, size := e.read, e.read
 	for _, l := range e.unread {
 		read, size = read+min(l.read.Load(), l.size), size+l.size
 	}

@@ -236,3 +236,39 @@ func TestStopWhileReplaying(t *testing.T) {
 	e = startEngine(t, testConfig(t, path))
 	require.Equal(t, []point{{now, 1}}, read(t, e, serving.Merged, "a", now, time.Minute))
 }
+
+// A newest log that cannot go on is not waited for, however small it is: reading the others may take long.
+func TestANewestLogThatDoesNotGoOnKeepsNoWritesWaiting(t *testing.T) {
+	path := t.TempDir()
+	now := time.Now().UnixMilli()
+	e := startEngine(t, testConfig(t, path))
+	largeLog(t, e, now)
+	first := e.activeGeneration().Number
+	require.NoError(t, e.rotate())
+	newest := e.activeGeneration()
+	path = copyOf(t, path)
+	require.NoError(t, os.WriteFile(filepath.Join(path, walDir, newest.name(), "header"), []byte("nonsense"), 0o600))
+
+	disk := newSlowDisk(func(number uint64) bool { return number == first })
+	e = startReplaying(t, path, disk)
+	require.Greater(t, e.activeGeneration().Number, newest.Number)
+	write(t, e, "a", point{now, 1})
+	disk.goOn()
+	waitOpened(t, e)
+	v, err := tryQuery(t, e, serving.Merged, "count(m)", now)
+	require.NoError(t, err)
+	require.InDelta(t, 501, v[0].F, 0)
+}
+
+// How long a replay will take is told by all that was read since it began, not by the log alone that is just being read.
+func TestLogsThatWereReadCountForTheTimeThatIsLeft(t *testing.T) {
+	e := newEngine(t, testConfig(t, t.TempDir()))
+	logs := []*unreadLog{{number: 1, size: 1000}, {number: 2, size: 1000}}
+	e.unread, e.replaying = logs, time.Now().Add(-10*time.Second)
+	logs[1].read.Store(990)
+	e.found(logs[1], nil)
+	logs[0].read.Store(100)
+	left, failed := e.replayLeft()
+	require.False(t, failed)
+	require.InDelta(t, 10*900/1100., left.Seconds(), 1)
+}
