@@ -130,6 +130,12 @@ func incomplete(meta string) error {
 	return nil
 }
 
+// dropLeases takes away what processes that were killed have left, instead of waiting for minutes until it has lapsed.
+func (s *s3Server) dropLeases() {
+	s.t.Helper()
+	require.NoError(s.t, os.RemoveAll(filepath.Join(s.folder(), "millrace", "compactors")))
+}
+
 // watchBlocks looks for partial blocks until the test ends.
 func (s *s3Server) watchBlocks() {
 	stop, done := make(chan struct{}), make(chan struct{})

@@ -190,9 +190,11 @@ func TestOneShotJobsAreKilledAgainAndAgain(t *testing.T) {
 		case err := <-ended:
 			require.NoError(t, err, out.String())
 		case <-time.After(time.Duration(20+d.n(700)) * time.Millisecond):
-			require.NoError(t, job.Process.Kill())
-			<-ended
-			killed++
+			_ = job.Process.Kill() // It may just have ended by itself.
+			if <-ended != nil {
+				killed++
+			}
+			s3.dropLeases()
 		}
 		if round%6 == 5 {
 			code, raw := m.runBatch()
