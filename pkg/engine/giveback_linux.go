@@ -3,6 +3,7 @@ package engine
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -26,6 +27,16 @@ func dropMapped(path string) error {
 		return err
 	}
 	defer smaps.Close()
+	return unchanged(smaps, path, func(from, to uintptr) error {
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
+			return errno
+		}
+		return nil
+	})
+}
+
+// unchanged calls do for each mapping of a file that is to be read or executed and has no page of its own, neither in memory nor in swap space.
+func unchanged(smaps io.Reader, path string, do func(from, to uintptr) error) error {
 	var mapping struct{ from, to uintptr } // That the lines are about; empty if it is none of these.
 	lines := bufio.NewScanner(smaps)
 	for lines.Scan() {
@@ -39,11 +50,17 @@ func dropMapped(path string) error {
 			}
 			continue
 		}
-		if changed, ok := strings.CutPrefix(line, "Anonymous:"); !ok || mapping.to == 0 || strings.TrimSpace(changed) != "0 kB" {
+		name, size, _ := strings.Cut(line, ":")
+		if mapping.to == 0 || name != "Anonymous" && name != "Swap" {
 			continue
 		}
-		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, mapping.from, mapping.to-mapping.from, unix.MADV_DONTNEED); errno != 0 {
-			return errno
+		switch {
+		case strings.TrimSpace(size) != "0 kB":
+			mapping.from, mapping.to = 0, 0
+		case name == "Swap": // It comes after the other.
+			if err := do(mapping.from, mapping.to); err != nil {
+				return err
+			}
 		}
 	}
 	return lines.Err()

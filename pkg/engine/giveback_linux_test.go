@@ -41,6 +41,22 @@ func TestPagesThatAreAsInTheFileAreGivenBack(t *testing.T) {
 	require.EqualValues(t, 2, writable[0])
 }
 
+// What a mapping has of its own may all be in swap space.
+func TestPagesThatDifferFromTheFileStay(t *testing.T) {
+	mapping := func(at, perms, anonymous, swap string) string {
+		return fmt.Sprintf("%s %s 00001000 fd:00 123   /bin/m\nSize: 4 kB\nRss: 4 kB\nAnonymous: %8s kB\nKSM: 0 kB\nSwap: %8s kB\nSwapPss: 0 kB\nVmFlags: rd\n",
+			at, perms, anonymous, swap)
+	}
+	smaps := mapping("1000-2000", "r-xp", "0", "0") + mapping("2000-3000", "r--p", "0", "4") + mapping("3000-4000", "r--p", "4", "0") +
+		mapping("4000-5000", "rw-p", "0", "0") + mapping("5000-6000", "r--p", "0", "0")
+	var found [][2]uintptr
+	require.NoError(t, unchanged(strings.NewReader(smaps), "/bin/m", func(from, to uintptr) error {
+		found = append(found, [2]uintptr{from, to})
+		return nil
+	}))
+	require.Equal(t, [][2]uintptr{{0x1000, 0x2000}, {0x5000, 0x6000}}, found)
+}
+
 func TestTheProcessGoesOnWithoutPagesOfItsExecutable(t *testing.T) {
 	for range 3 {
 		GiveBack()

@@ -187,16 +187,22 @@ func (e *Engine) acceptInto(g *generation, highest uint64) error {
 // replayLogs reads the logs back, newest first, and again each second what fails, then lets everything else begin.
 func (e *Engine) replayLogs(ctx context.Context, r *recovery) {
 	endSpending := sync.OnceFunc(collector.spend())
+	done := false
+	defer func() { // After a panic, too: nobody waits for a log that causes one.
+		if !done {
+			endSpending()
+			r.offer(nil)
+		}
+	}()
 	if !e.replayAll(ctx, r) {
-		endSpending()
 		return
 	}
 	select {
 	case <-r.accepting:
 	case <-ctx.Done():
-		endSpending()
 		return
 	}
+	done = true
 	e.mu.Lock()
 	long := time.Since(e.replaying) > time.Second
 	e.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -271,4 +272,41 @@ func TestLogsThatWereReadCountForTheTimeThatIsLeft(t *testing.T) {
 	left, failed := e.replayLeft()
 	require.False(t, failed)
 	require.InDelta(t, 10*900/1100., left.Seconds(), 1)
+}
+
+// panickingDisk is a file system on which reading a log panics until it is mended.
+type panickingDisk struct {
+	wal.FS
+
+	mended   atomic.Bool
+	panicked atomic.Int64
+}
+
+func (d *panickingDisk) OpenFile(name string, flag int) (wal.File, error) {
+	if flag == os.O_RDONLY && filepath.Ext(name) == ".wal" && !d.mended.Load() {
+		d.panicked.Add(1)
+		panic("on purpose")
+	}
+	return d.FS.OpenFile(name, flag)
+}
+
+// A replay that panics begins anew, keeps no writes waiting, and does not leave the collector lavish.
+func TestAReplayThatPanics(t *testing.T) {
+	path := t.TempDir()
+	now := time.Now().UnixMilli()
+	e := startEngine(t, testConfig(t, path))
+	write(t, e, "a", point{now - 1, 1})
+	stopEngine(t, e)
+
+	disk := &panickingDisk{FS: wal.OS}
+	e = startReplaying(t, path, disk)
+	write(t, e, "a", point{now, 2})
+	eventually(t, "it is tried again", func() bool { return disk.panicked.Load() > 1 })
+	collector.mu.Lock()
+	lavish := collector.lavish
+	collector.mu.Unlock()
+	require.LessOrEqual(t, lavish, 1)
+	disk.mended.Store(true)
+	waitOpened(t, e)
+	require.Equal(t, []point{{now - 1, 1}, {now, 2}}, read(t, e, serving.Merged, "a", now, time.Minute))
 }

@@ -60,6 +60,12 @@ func (e *Engine) replayLog(ctx context.Context, l *unreadLog, dir string, o wal.
 		}
 		begin(h)
 	}
+	ended := false
+	defer func() { // After a panic its workers would wait for ever, with what was read.
+		if r != nil && !ended {
+			r.wait()
+		}
+	}()
 	stats, err := wal.Replay(dir, o, func(raw []byte) error {
 		h, err := parseHeader(raw)
 		if err == nil {
@@ -71,6 +77,7 @@ func (e *Engine) replayLog(ctx context.Context, l *unreadLog, dir string, o wal.
 		return nil, err
 	}
 	undecodable := r.wait()
+	ended = true
 	if err != nil {
 		return nil, err
 	}
