@@ -85,7 +85,7 @@ func (v *verification) blocks(ctx context.Context, bkt objstore.Bucket, prefix s
 			v.gone++
 			fmt.Fprintf(v.stdout, "%s%s  was deleted meanwhile\n", prefix, id)
 		case len(findings) == 0:
-			err = v.good(ctx, bkt, prefix, listed[id])
+			err = v.good(ctx, bkt, prefix, id, listed[id])
 		case unneeded[id] && prefix == "":
 			v.unneeded++
 			v.print(prefix, "bad, but replaced or marked for deletion", findings)
@@ -149,13 +149,13 @@ func (v *verification) print(prefix, verdict string, findings []block.Finding) {
 }
 
 // good ends the quarantine of a block, where asked to.
-func (v *verification) good(ctx context.Context, bkt objstore.Bucket, prefix string, l block.Listed) error {
-	fmt.Fprintf(v.stdout, "%s%s  ok  %d series, %d samples\n", prefix, l.Meta.ULID, l.Meta.Stats.NumSeries, l.Meta.Stats.NumSamples)
+func (v *verification) good(ctx context.Context, bkt objstore.Bucket, prefix string, id ulid.ULID, l block.Listed) error {
+	fmt.Fprintf(v.stdout, "%s%s  ok  %d series, %d samples\n", prefix, id, l.Meta.Stats.NumSeries, l.Meta.Stats.NumSamples)
 	if !v.quarantine || l.QuarantineMark == nil {
 		return nil
 	}
-	fmt.Fprintf(v.stdout, "%s%s  released from quarantine\n", prefix, l.Meta.ULID)
-	return block.Release(ctx, bkt, l.Meta.ULID)
+	fmt.Fprintf(v.stdout, "%s%s  released from quarantine\n", prefix, id)
+	return block.Release(ctx, bkt, id)
 }
 
 // damaged puts a block in quarantine, where asked to: not one that is kept below a prefix, as no query looks at it.
