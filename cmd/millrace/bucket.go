@@ -47,7 +47,7 @@ func (b *bucketCommand) flags(c *kingpin.CmdClause) {
 }
 
 func (b *bucketCommand) runFlags(c *kingpin.CmdClause) {
-	c.Flag("force", "Compact blocks of windows that are not over, too.").BoolVar(&b.force)
+	c.Flag("force", "Compact blocks of windows that are not over, too, and wait where another process is at work.").BoolVar(&b.force)
 	b.jobFlags(c)
 }
 

@@ -524,3 +524,21 @@ func TestWhileLogsAreReplayed(t *testing.T) {
 	f.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/api/v1/write", http.NoBody))
 	require.Equal(t, http.StatusNoContent, w.Code)
 }
+
+// A request that says how long it may take does not wait longer for logs to be replayed.
+func TestTheTimeoutOfAWaitForLogs(t *testing.T) {
+	for timeout, bounded := range map[string]bool{"": false, "20ms": true, "0.02": true, "0": false, "soon": false} {
+		var seen bool
+		f := newFixture(t, func(o *Options) {
+			o.Await = func(ctx context.Context) error {
+				if _, seen = ctx.Deadline(); seen {
+					<-ctx.Done()
+				}
+				return &ingest.Unavailable{Status: http.StatusServiceUnavailable, RetryAfter: time.Second, Reason: "the log: 40 %"}
+			}
+		})
+		w := do(f, http.MethodGet, "/api/v1/query?query=up&timeout="+timeout, "")
+		require.Equal(t, http.StatusServiceUnavailable, w.Code, timeout)
+		require.Equal(t, bounded, seen, timeout)
+	}
+}

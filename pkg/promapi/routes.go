@@ -1,13 +1,17 @@
 package promapi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/util/httputil"
 )
 
@@ -157,12 +161,26 @@ func (a *api) serveForm(w http.ResponseWriter, r *http.Request, found endpoint) 
 		return
 	}
 	if found.whole && a.o.Await != nil {
-		if err := a.o.Await(ctx); err != nil {
+		if err := a.await(ctx, r.Form.Get("timeout")); err != nil {
 			a.failLater(w, err)
 			return
 		}
 	}
 	a.compress(next).ServeHTTP(w, asGet(r.WithContext(ctx)))
+}
+
+// await waits no longer than the request wants. What is no timeout is told by who needs it.
+func (a *api) await(ctx context.Context, timeout string) error {
+	d, err := model.ParseDuration(timeout)
+	if seconds, notNumber := strconv.ParseFloat(timeout, 64); notNumber == nil {
+		d, err = model.Duration(seconds*float64(time.Second)), nil
+	}
+	if err == nil && d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(d))
+		defer cancel()
+	}
+	return a.o.Await(ctx)
 }
 
 // trackedWriter knows whether an answer has begun.
