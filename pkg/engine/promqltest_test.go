@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/prometheus/promql/promqltest"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/serving"
@@ -273,27 +274,43 @@ func (a *scriptAppender) Commit() error {
 // write sends one part of what was collected as a remote write 2.0 request.
 func (a *scriptAppender) write(part int) error {
 	symbols := writev2.NewSymbolTable()
-	var req writev2.Request
+	var all []byte
 	for _, s := range a.series {
 		ts := writev2.TimeSeries{LabelsRefs: symbols.SymbolizeLabels(s.labels, nil)}
+		var floats []byte
 		for i, p := range s.samples {
 			switch {
 			case a.s.part(i, len(s.samples)) != part:
 			case p.fh != nil:
 				ts.Histograms = append(ts.Histograms, writev2.FromFloatHistogram(p.st, p.t, p.fh))
 			default:
-				ts.Samples = append(ts.Samples, writev2.Sample{Value: p.v, Timestamp: p.t, StartTimestamp: p.st})
+				floats = p.append(floats)
 			}
 		}
-		if len(ts.Samples)+len(ts.Histograms) > 0 {
-			req.Timeseries = append(req.Timeseries, ts)
+		if len(floats)+len(ts.Histograms) == 0 {
+			continue
 		}
+		raw, err := ts.Marshal()
+		if err != nil {
+			return err
+		}
+		all = protowire.AppendBytes(protowire.AppendTag(all, 5, protowire.BytesType), append(raw, floats...))
 	}
-	req.Symbols = symbols.Symbols()
+	req := writev2.Request{Symbols: symbols.Symbols()}
 	raw, err := req.Marshal()
 	if err != nil {
 		return err
 	}
+	raw = append(raw, all...)
 	_, err = a.s.e.receiver.Ingest(a.s.t.Context(), ingest.V2, snappy.Encode(nil, raw))
 	return err
+}
+
+// append adds a sample to an encoded series. Generated code would leave out a value of -0, as if it were the default.
+func (p scriptSample) append(series []byte) []byte {
+	var s []byte
+	s = protowire.AppendFixed64(protowire.AppendTag(s, 1, protowire.Fixed64Type), math.Float64bits(p.v))
+	s = protowire.AppendVarint(protowire.AppendTag(s, 2, protowire.VarintType), uint64(p.t))
+	s = protowire.AppendVarint(protowire.AppendTag(s, 3, protowire.VarintType), uint64(p.st))
+	return protowire.AppendBytes(protowire.AppendTag(series, 2, protowire.BytesType), s)
 }
