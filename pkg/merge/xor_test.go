@@ -72,14 +72,19 @@ func TestDamagedXORChunksAreReadUpToTheDamage(t *testing.T) {
 		} else {
 			raw[r.IntN(len(raw))] ^= 1 << r.IntN(8)
 		}
-		c, err := chunkenc.FromData(chunkenc.EncXOR, raw)
-		require.NoError(t, err)
-		want, _ := decode(c.Iterator(nil))
-		got, failed := decode(Samples(c, nil))
-		require.LessOrEqual(t, len(got), len(want))
-		require.Equal(t, want[:len(got)], got)
-		require.Equal(t, len(got) < c.NumSamples(), failed)
+		requireReadUpToDamage(t, raw)
 	}
+}
+
+func requireReadUpToDamage(t *testing.T, raw []byte) {
+	t.Helper()
+	c, err := chunkenc.FromData(chunkenc.EncXOR, raw)
+	require.NoError(t, err)
+	want, _ := decode(c.Iterator(nil))
+	got, failed := decode(Samples(c, nil))
+	require.LessOrEqual(t, len(got), len(want))
+	require.Equal(t, want[:len(got)], got)
+	require.Equal(t, len(got) < c.NumSamples(), failed)
 }
 
 func FuzzXORChunk(f *testing.F) {
@@ -91,13 +96,7 @@ func FuzzXORChunk(f *testing.F) {
 		if len(raw) < xorHeader {
 			return // No chunk at all.
 		}
-		c, err := chunkenc.FromData(chunkenc.EncXOR, raw)
-		require.NoError(t, err)
-		want, _ := decode(c.Iterator(nil))
-		got, failed := decode(Samples(c, nil))
-		require.LessOrEqual(t, len(got), len(want))
-		require.Equal(t, want[:len(got)], got)
-		require.Equal(t, len(got) < c.NumSamples(), failed)
+		requireReadUpToDamage(t, raw)
 	})
 }
 
