@@ -103,7 +103,7 @@ type gate struct {
 func TestSameMissesShareARequest(t *testing.T) {
 	r, bkt, data := pagedFile(t, 10*pageSize, NewCache(0, nil))
 	g := &gate{arrived: make(chan struct{}, 100), open: make(chan struct{})}
-	bkt.fault = func(string, int64, int64) (io.ReadCloser, error) {
+	bkt.fault = func(int64, string, int64, int64) (io.ReadCloser, error) {
 		g.arrived <- struct{}{}
 		<-g.open
 		return nil, nil
@@ -143,7 +143,7 @@ func TestFollowersOutliveACancelledLeader(t *testing.T) {
 	defer cancel()
 	arrived := make(chan struct{})
 	var calls atomic.Int64
-	bkt.fault = func(string, int64, int64) (io.ReadCloser, error) {
+	bkt.fault = func(int64, string, int64, int64) (io.ReadCloser, error) {
 		if calls.Add(1) == 1 {
 			close(arrived)
 			<-ctx.Done()

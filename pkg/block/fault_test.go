@@ -19,14 +19,15 @@ type countingBucket struct {
 	objstore.Bucket
 
 	requests, bytes atomic.Int64
-	fault           func(name string, off, n int64) (io.ReadCloser, error) // nil, nil: none
+	// fault is told which request it is, from 1; nil, nil: none. Others may have been counted meanwhile.
+	fault func(request int64, name string, off, n int64) (io.ReadCloser, error)
 }
 
 func (b *countingBucket) GetRange(ctx context.Context, name string, off, n int64) (io.ReadCloser, error) {
-	b.requests.Add(1)
+	request := b.requests.Add(1)
 	b.bytes.Add(n)
 	if b.fault != nil {
-		if r, err := b.fault(name, off, n); r != nil || err != nil {
+		if r, err := b.fault(request, name, off, n); r != nil || err != nil {
 			return r, err
 		}
 	}
@@ -114,8 +115,8 @@ func TestFaultsSurface(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for at := int64(1); ; at++ {
 				bkt := &countingBucket{Bucket: good.Bucket}
-				bkt.fault = func(_ string, _, n int64) (io.ReadCloser, error) {
-					if bkt.requests.Load() == at {
+				bkt.fault = func(request int64, _ string, _, n int64) (io.ReadCloser, error) {
+					if request == at {
 						return fault(n)
 					}
 					return nil, nil

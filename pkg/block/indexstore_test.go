@@ -402,8 +402,8 @@ func TestShortAnswersMakeNoCopies(t *testing.T) {
 	b := withCopies(t, bkt, m, store)
 	for at := int64(1); at <= 2; at++ {
 		bkt.requests.Store(0)
-		bkt.fault = func(_ string, _, n int64) (io.ReadCloser, error) {
-			if bkt.requests.Load() == at {
+		bkt.fault = func(request int64, _ string, _, n int64) (io.ReadCloser, error) {
+			if request == at {
 				return cut(n-1, nil), nil
 			}
 			return nil, nil

@@ -197,8 +197,8 @@ func TestVerifyReportsBucketErrors(t *testing.T) {
 	bkt, m, _ := largeBlock(t, 50)
 	for at := int64(2); at < 8; at++ {
 		bkt.requests.Store(0)
-		bkt.fault = func(string, int64, int64) (io.ReadCloser, error) {
-			if bkt.requests.Load() == at {
+		bkt.fault = func(request int64, _ string, _, _ int64) (io.ReadCloser, error) {
+			if request == at {
 				return nil, errTest
 			}
 			return nil, nil
