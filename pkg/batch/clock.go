@@ -66,9 +66,10 @@ func (c clock) read(now int64) clock {
 	return next
 }
 
-// readClock finds out up to which time the clock is sure, where something is dropped by it. With dry it writes nothing. After an error nothing is sure.
+// readClock finds out up to which time the clock is sure, where something goes by that: what retention rules drop, and blocks beyond a retention of a day or
+// more. With dry it writes nothing. After an error nothing is sure.
 func (u *run) readClock(ctx context.Context, dry bool) error {
-	if len(u.config.Rules) == 0 {
+	if len(u.config.Rules) == 0 && u.config.Retention < clockGrace {
 		return nil
 	}
 	before, err := u.storedClock(ctx)
@@ -78,7 +79,7 @@ func (u *run) readClock(ctx context.Context, dry bool) error {
 	now := u.now().UnixMilli()
 	c := before.read(now)
 	if n := len(before.Readings); n > 0 && before.Readings[n-1] > now {
-		u.log.Warn("the clock is behind what a run has read of it before: what retention rules do not keep stays until it has gone on for a day",
+		u.log.Warn("the clock is behind what a run has read of it before: what retention does not keep is removed when it has gone on for a day",
 			"now", time.UnixMilli(now).UTC(), "before", time.UnixMilli(before.Readings[n-1]).UTC())
 	}
 	if !dry && !slices.Equal(c.Readings, before.Readings) { // nothing else changes alone
@@ -106,7 +107,7 @@ func (u *run) storedClock(ctx context.Context) (clock, error) {
 	}
 	c, err := parseClock(raw)
 	if err != nil {
-		u.log.Warn("what earlier runs have read of the clock is begun anew: what retention rules do not keep stays for a day", "err", err)
+		u.log.Warn("what earlier runs have read of the clock is begun anew: what retention does not keep is removed in a day", "err", err)
 	}
 	return c, nil
 }
