@@ -77,6 +77,40 @@ func TestRetentionByAClockThatIsWrong(t *testing.T) {
 	}
 }
 
+// Of runs with different settings that meet on the same blocks the one that keeps them longest decides, as long as it comes once a day. One without a setting takes
+// nothing back.
+func TestRunsWithDifferentRetention(t *testing.T) {
+	for _, row := range []struct {
+		other time.Duration
+		kept  bool
+	}{{365 * day, true}, {0, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, objstore.NewInMemBucket(), time.Now())
+			w.generation([]string{"a", "b"}, 40*day, 41*day)
+			keeping := func(retention time.Duration) *Runner {
+				return w.runner(func(o *Options) { o.Config.Retention, o.Now = retention, time.Now })
+			}
+			w.run(keeping(0), true)
+			before := len(w.visible())
+			require.NotZero(t, before)
+			for range 5 {
+				require.Equal(t, before, w.run(keeping(30*day), false).Marked)
+				require.Empty(t, live(w))
+				time.Sleep(23 * hour)
+				w.run(keeping(row.other), false)
+				if !row.kept {
+					require.Empty(t, live(w))
+					time.Sleep(2 * hour)
+					w.run(keeping(row.other), false)
+					require.Empty(t, w.visible())
+					return
+				}
+				require.Len(t, live(w), before)
+			}
+		})
+	}
+}
+
 // live are the visible blocks without a mark.
 func live(w *world) (out []string) {
 	for _, m := range visible(w.listed()) {
@@ -290,7 +324,6 @@ func TestRulesWithoutTheClocksObject(t *testing.T) {
 	w.rules(`{series="a"}: 6h`)
 	w.advance(3 * day)
 	w.confirm()
-	w.advance(readingGap)
 	for _, b := range []*clockFaults{{Bucket: w.bucket, get: true}, {Bucket: w.bucket, put: true}} {
 		w.generation([]string{"b"}, 0)
 		r := w.runner(keeping(Forever), func(o *Options) { o.Bucket = b })
