@@ -10,9 +10,10 @@ import (
 	"time"
 )
 
-// A clock that is far ahead looks like any other until somebody has put it back. So what is gone for good goes by a time that is sure: runs of batch
-// jobs have read the clock again and again since, over a day, and it was not put back. The readings are in the bucket, for runs in all processes. The one whose
-// clock is behind takes back what others read: no time is sure that a clock has not reached which was read within a day.
+// A clock that is far ahead looks like any other until somebody has put it back. So what is gone for good goes by a time that is sure: runs of batch jobs have read
+// the clock again and again since, over a day, and it was not put back. The readings are in the bucket, for runs in all processes. The one whose clock is behind takes back
+// what others read: no time is sure that a clock has not reached which was read within a day. Of two that write at once one is lost: a
+// reading, which the next run takes, or that one was taken back, which the next run does again. To become sure so, it would have to be lost in every run of a day.
 
 const (
 	// clockObject is where a bucket holds what runs have read of the clock. It is beside writers' claims and leases, which readers of blocks pass over.

@@ -189,7 +189,7 @@ func TestNoTimeIsSureBeforeItIsOver(t *testing.T) {
 	for seed := range uint64(3000) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		upTo := func(d time.Duration) int64 { return r.Int64N(d.Milliseconds()) }
-		right, ahead := int64(20_000*dayMillis), int64(0)
+		right, ahead := 20_000*dayMillis, int64(0)
 		left := int64(0) // how long it may be ahead still
 		var c clock
 		for range 300 {
