@@ -27,6 +27,18 @@ func TestBatchRunAppliesRetentionRules(t *testing.T) {
 	run := []string{"batch", "run", "--storage.path=" + path, "--batch.deletion-delay=4m", `--storage.retention.rule={job="debug"}: 3d`}
 	_, errs, code = millrace(t, run...)
 	require.Zero(t, code, errs)
+	for _, m := range metas(t, path) {
+		require.Empty(t, m.Dropped(), "not by a clock that was read once")
+	}
+	readings := ""
+	for hours := 24; hours > 0; hours -= 6 { // as runs over a day would have read it
+		readings += fmt.Sprintf(",%d", time.Now().Add(-time.Duration(hours)*time.Hour).UnixMilli())
+	}
+	clock := filepath.Join(path, "bucket", "millrace", "clock.json")
+	require.FileExists(t, clock)
+	require.NoError(t, os.WriteFile(clock, []byte(`{"version":1,"sure":0,"readings":[`+readings[1:]+`]}`), 0o600))
+	_, errs, code = millrace(t, run...)
+	require.Zero(t, code, errs)
 	found := 0
 	for _, m := range metas(t, path) {
 		if len(m.Replaces()) > 0 {

@@ -22,7 +22,8 @@ type Config struct {
 	// RetentionSize is how many bytes the blocks that count may have together; the oldest ones go first, and never the newest. 0 is
 	// any number.
 	RetentionSize int64
-	// Rules keep samples of some series for a shorter time. Blocks all of whose samples are too old for one are written anew without these series.
+	// Rules keep samples of some series for a shorter time. Blocks all of whose samples are too old for one, by a time that runs have found to be sure over a
+	// day, are written anew without these series.
 	Rules retention.Rules
 	// DeletionDelay is how long a block stays in the bucket after it was marked for deletion. Readers that listed the
 	// bucket before use it until then.

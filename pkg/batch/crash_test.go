@@ -28,8 +28,9 @@ func scenario(w *world) {
 	w.delete("none", 90*hour, 0)
 	w.generation([]string{"a", "h"}, 0, 150*minute, 50*hour)
 	w.delete("b", 2*hour, 0)
-	w.rules(`{series="h"}: 40h, {series="none"}: 2h`)
+	w.rules(`{series="h"}: 16h, {series="none"}: 2h`) // a day more until blocks go without h
 	w.advance(2 * hour)
+	w.confirm()
 }
 
 func copyBucket(t *testing.T, from *objstore.InMemBucket) *objstore.InMemBucket {
@@ -56,7 +57,7 @@ func TestDiesAtEveryCall(t *testing.T) {
 
 	clean := func(bkt objstore.Bucket) *world {
 		w := newWorld(t, bkt, origin.clock())
-		w.expected, w.deleted, w.config = origin.expected, origin.deleted, origin.config
+		w.expected, w.deleted, w.config, w.sure = origin.expected, origin.deleted, origin.config, origin.sure
 		return w
 	}
 	reference := clean(copyBucket(t, first))

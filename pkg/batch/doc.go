@@ -28,6 +28,9 @@
 // the blocks before and after it, which are then merged separately as far as they overlap it. Nothing is hidden by that;
 // queries still meet the bad block and say so.
 //
+// What age alone condemns, the series that retention rules do not keep and blocks beyond retention, is erased by a time that is sure: one of which runs over
+// a day have found that the clock was not wrong about it; see clock. What is hidden meanwhile is not for this package to say.
+//
 // Concurrency: Plan is pure. A Runner may be used by any number of goroutines; Run calls take turns (Runner.turn, a
 // channel of capacity one, so that waiting can be cancelled), Status needs only Runner.mu, which guards the history of
 // jobs and the quarantine and is never held during I/O. Runners in other processes need not be locked out: two at work on

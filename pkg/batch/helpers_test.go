@@ -1,7 +1,9 @@
 package batch
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -149,6 +151,7 @@ type world struct {
 	expected points
 	deleted  []*tombstone.Tombstone
 	config   Config
+	sure     int64 // ms, of the clock; see confirm
 }
 
 func newWorld(t *testing.T, bkt objstore.Bucket, now time.Time) *world {
@@ -231,6 +234,18 @@ func (w *world) hides(f *tombstone.Filter, key string) bool {
 func (w *world) rules(text string) {
 	w.config.Rules = nil
 	require.NoError(w.t, w.config.Rules.Set(text))
+}
+
+// confirm leaves in the bucket what runs over the day before have read of the clock; for the next one the first of it is sure.
+func (w *world) confirm() {
+	c, now := clock{}, w.now.Load()
+	w.sure = now - clockGrace.Milliseconds()
+	for at := w.sure; at < now; at += readingGap.Milliseconds() {
+		c = c.read(at)
+	}
+	raw, err := json.Marshal(c)
+	require.NoError(w.t, err)
+	require.NoError(w.t, w.bucket.Upload(context.Background(), clockObject, bytes.NewReader(raw)))
 }
 
 // kept is what is expected and not hidden by retention rules.
@@ -322,14 +337,14 @@ func (w *world) check() {
 }
 
 // checkErased is check without regard to tombstones: what was deleted is in no visible block any more, nor are its labels. Nor is what is too old for retention
-// rules, in blocks of which all is.
+// rules by a time that is sure, in blocks of which all is.
 func (w *world) checkErased(gone ...string) {
 	w.t.Helper()
 	got := points{}
 	for _, m := range w.visible() {
 		w.read(m.ULID, got, w.config.Rules.Expired(w.now.Load()))
 		for i := range w.config.Rules {
-			if r := &w.config.Rules[i]; m.MaxTime <= r.Horizon(w.now.Load()) {
+			if r := &w.config.Rules[i]; m.MaxTime <= r.Horizon(w.sure) {
 				before := points{}
 				w.read(m.ULID, before)
 				maps.DeleteFunc(before, func(key, _ string) bool {

@@ -255,7 +255,7 @@ func (m *model) start(i int, force bool, held func(*block.Meta) bool) bool {
 			c.Rules = nil // a command that was not told
 		}
 	}
-	jobs := plan(listed, planned, c, force, limits{held: held, incomplete: incomplete, tombstones: tombstones})
+	jobs := plan(listed, planned, c, force, limits{held: held, incomplete: incomplete, tombstones: tombstones, sure: planned.UnixMilli()})
 	taken := map[ulid.ULID]bool{}
 	for _, j := range jobs {
 		require.True(m.t, gapless(j.Inputs, visible(listed)))

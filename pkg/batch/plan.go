@@ -21,7 +21,7 @@ import (
 // Level-0 blocks are due when their generation was begun before the end of the last window that is over, and with them
 // all of lower generations; with force, all are due. A window of any width is over when it ended at least c.Delay ago; with
 // force, those of 2 h need not be over, and longer ones need only to have ended. Of blocks that come to a window which has its
-// block, see worth.
+// block, see worth. It is not sure of any time, so that retention rules drop nothing.
 func Plan(metas []block.Meta, now time.Time, c Config, force bool) []Job {
 	listed := make([]block.Listed, 0, len(metas))
 	for _, m := range metas {
@@ -40,6 +40,8 @@ type limits struct {
 	// tombstones are the deletions in force, and void what they have no effect on.
 	tombstones []*tombstone.Tombstone
 	void       map[pair]bool
+	// sure is the time by which retention rules drop series; see clock.
+	sure int64
 }
 
 // plan is Plan with marked blocks, which take part in nothing but still replace what they replace, and with limits.
@@ -145,7 +147,7 @@ func (p *planner) writer(metas []block.Meta) []Job {
 		jobs = p.erase(settled)
 	}
 	for i := range jobs {
-		jobs[i].setDrops(p.config.Rules, p.now)
+		jobs[i].setDrops(p.config.Rules, p.sure)
 		jobs[i].setTombstones(p.tombstones)
 		jobs[i].Leftovers = leftoversOf(&jobs[i], leftovers)
 	}

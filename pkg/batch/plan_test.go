@@ -46,6 +46,7 @@ func TestPlan(t *testing.T) {
 				held:       func(m *block.Meta) bool { return c.held[m.ULID] },
 				incomplete: func(m *block.Meta) bool { return c.incomplete[m.ULID] },
 				void:       c.void,
+				sure:       c.now.UnixMilli(),
 			})
 			require.Equal(t, strings.TrimSpace(want), c.format(jobs))
 			for _, j := range jobs {

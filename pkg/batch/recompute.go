@@ -63,6 +63,9 @@ func (r *Runner) RecomputeRange(ctx context.Context, mint, maxt int64, dry bool)
 	}
 	u := r.newRun(true)
 	defer u.dropLeases()
+	if err := u.readClock(ctx, dry); err != nil {
+		return nil, err
+	}
 	l, err := u.list(ctx, nil)
 	if err != nil {
 		return nil, err
@@ -161,7 +164,7 @@ func (u *run) recompute(ctx context.Context, old block.Meta, l *listing, stock m
 	if err != nil {
 		return res, err
 	}
-	j.setDrops(u.config.Rules, l.at.UnixMilli())
+	j.setDrops(u.config.Rules, u.sure)
 	m := j.rebuiltMeta(&old, u.config)
 	j.ID = m.ULID.String()
 	t := u.begin(j)

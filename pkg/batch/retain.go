@@ -10,8 +10,8 @@ import (
 	"github.com/millrace/millrace/pkg/tombstone"
 )
 
-// Retention rules hide samples one by one, as the clock goes. Blocks lose them all at once: an output that has become too old for a rule as a
-// whole, when the job is planned, is made without the series that match, and says so in its meta.json. What is too old only in part stays whole.
+// Retention rules hide samples one by one, as the clock goes. Blocks lose them all at once, and for good, so by a time that is sure (see clock): an output that
+// has become too old for a rule as a whole, when the job is planned, is made without the series that match, and says so in its meta.json. What is too old only in part stays whole.
 // So what a block holds depends on which rules it has outlived, not on the minute of the plan, and a rule makes a block be written anew once.
 
 // drop is a retention rule in a job: outputs that end at its time or before are made without the series that match.
@@ -20,11 +20,11 @@ type drop struct {
 	before int64 // ms
 }
 
-// setDrops tells a job the rules as they stand at a time.
-func (j *Job) setDrops(rules retention.Rules, now int64) {
+// setDrops tells a job the rules as they stand at a time that is sure.
+func (j *Job) setDrops(rules retention.Rules, sure int64) {
 	for i := range rules {
 		if r := rules[i]; !slices.ContainsFunc(j.drops, func(d drop) bool { return d.ID == r.ID }) { // of the same series the first has the smallest age
-			j.drops = append(j.drops, drop{r, r.Horizon(now)})
+			j.drops = append(j.drops, drop{r, r.Horizon(sure)})
 		}
 	}
 }
@@ -83,7 +83,7 @@ func (j *Job) takes(m *block.Meta, w window) []*tombstone.Tombstone {
 // outlived says whether all of a block is too old for a rule that was not applied to it.
 func (p *planner) outlived(m *block.Meta) bool {
 	return slices.ContainsFunc(p.config.Rules, func(r retention.Rule) bool {
-		return m.MaxTime <= r.Horizon(p.now) && !slices.Contains(m.Dropped(), r.Series) && !p.void[pair{r.ID, m.ULID}]
+		return m.MaxTime <= r.Horizon(p.sure) && !slices.Contains(m.Dropped(), r.Series) && !p.void[pair{r.ID, m.ULID}]
 	})
 }
 

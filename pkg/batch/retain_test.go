@@ -20,14 +20,15 @@ func unaware(o *Options) { o.Config.Rules = nil }
 func TestRulesDropSeries(t *testing.T) {
 	w, _ := compacted(t, objstore.NewInMemBucket())
 	before := w.visible()
-	w.rules(`{series="a"}: 30h`)
+	w.rules(`{series="a"}: 6h`)
+	w.confirm()
 	r := w.runner(keeping(Forever))
 	s := w.run(r, true)
 	require.Positive(t, s.Jobs)
 	w.check()
 	w.checkErased()
 	for _, m := range w.visible() {
-		whole := m.MaxTime <= w.config.Rules[0].Horizon(w.now.Load())
+		whole := m.MaxTime <= w.config.Rules[0].Horizon(w.sure)
 		require.Equal(t, whole, slices.Contains(m.Dropped(), seriesA), m.ULID)
 		untouched := slices.ContainsFunc(before, func(b block.Meta) bool { return b.ULID == m.ULID })
 		require.Equal(t, whole, !untouched, "blocks of which only a part is too old are not written anew")
@@ -37,6 +38,7 @@ func TestRulesDropSeries(t *testing.T) {
 	require.Zero(t, w.run(w.runner(keeping(Forever)), true).Jobs, "and for every runner")
 
 	w.advance(3 * day)
+	w.confirm()
 	w.run(r, true)
 	w.check()
 	w.checkErased("a")
@@ -54,6 +56,7 @@ func TestRulesThatMatchNothing(t *testing.T) {
 	w, _ := compacted(t, objstore.NewInMemBucket())
 	w.rules(`{series="none"}: 2h, {series=~"a|h",nothing!=""}: 2h`)
 	w.advance(3 * day)
+	w.confirm()
 	w.run(w.runner(unaware), true) // compacts what has become a day
 	before := w.visible()
 	for range 2 { // the second one is a process that knows nothing but what is in the bucket
@@ -77,6 +80,7 @@ func TestRecomputeDoesNotBringBackWhatWasDropped(t *testing.T) {
 	w, _ := compacted(t, objstore.NewInMemBucket())
 	w.rules(`{series="a"}: 30h`)
 	w.advance(3 * day)
+	w.confirm()
 	// What was not dropped yet goes with the recomputation.
 	out := w.recompute(w.runner(keeping(Forever)), false)
 	require.NotZero(t, outcomes(out)[Swapped])
@@ -94,10 +98,11 @@ func TestRecomputeDoesNotBringBackWhatWasDropped(t *testing.T) {
 func TestCompactionWithoutARule(t *testing.T) {
 	w, _ := compacted(t, objstore.NewInMemBucket())
 	w.rules(`{series="a"}: 2h`)
-	w.advance(day)
+	w.advance(2 * day)
+	w.confirm()
 	w.run(w.runner(), true)
 	w.checkErased("a")
-	late := w.generation([]string{"a", "b"}, 50*hour) // as if it had been accepted
+	late := w.generation([]string{"a", "b"}, 74*hour) // as if it had been accepted
 	w.run(w.runner(unaware, func(o *Options) { o.Config.LateMergeShare = 0.01 }), true)
 	require.NotContains(t, ids2names(w.visible()), late[0].String())
 	w.check()

@@ -220,6 +220,8 @@ type run struct {
 	// attempts counts how often a job, by id, was begun.
 	attempts map[string]int
 	leases   leases
+	// sure is up to which time the clock is sure, in milliseconds; see clock.
+	sure int64
 	// changed are the tombstones and retention rules of which something new was found out.
 	changed map[ulid.ULID]bool
 }
@@ -233,7 +235,9 @@ func (u *run) all(ctx context.Context) error {
 		return err
 	}
 	u.endQuarantines()
+	clockErr := u.readClock(ctx, false)
 	latest, err := u.jobs(ctx)
+	err = errors.Join(clockErr, err)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -399,7 +403,7 @@ func (r *Runner) list(ctx context.Context, before map[string]writerState) (*list
 // the newest one of the listing before; whether it shows all of that one is for the writer to say.
 func (u *run) plan(before map[string]writerState, now *listing) []Job {
 	return plan(now.blocks, now.at, u.config, u.force, limits{
-		held: u.held, tombstones: now.tombstones, void: now.void,
+		held: u.held, tombstones: now.tombstones, void: now.void, sure: u.sure,
 		incomplete: func(m *block.Meta) bool {
 			key := writer(m)
 			earlier, w := before[key], now.writers[key]

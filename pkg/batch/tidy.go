@@ -158,7 +158,7 @@ func (u *run) deleteMarked(ctx context.Context, l *listing) error {
 	for i, b := range l.blocks {
 		metas = append(metas, b.Meta)
 		left[b.Meta.ULID] = &l.blocks[i].Meta
-		due[b.Meta.ULID] = b.DeletionMark != nil && u.now().Sub(time.Unix(b.DeletionMark.DeletionTime, 0)) > u.grace(b.DeletionMark)
+		due[b.Meta.ULID] = b.DeletionMark != nil && u.over(b.DeletionMark)
 	}
 	live := ids(block.Visible(metas))
 	var errs []error
@@ -182,22 +182,26 @@ const expiredDetails = "all samples are older than the retention of "
 // clockGrace is how long a block that is beyond retention by the clock is kept at least, for somebody to notice that the clock is wrong.
 const clockGrace = 24 * time.Hour
 
-// grace is how long a block stays after it was marked. What a clock alone has condemned is the only copy of its samples: it stays for a day, or for as long
-// again as samples are kept where that is less. When the clock is right again, the mark is taken back; see reprieve.
-func (u *run) grace(mark *block.DeletionMark) time.Duration {
-	if !strings.HasPrefix(mark.Details, expiredDetails) {
-		return u.config.DeletionDelay
+// byClock says whether a clock alone has condemned a block, which then is the only copy of its samples.
+func byClock(mark *block.DeletionMark) bool { return strings.HasPrefix(mark.Details, expiredDetails) }
+
+// over says whether a block has stayed for long enough after it was marked. What a clock alone has condemned stays until the time of its mark is sure, which
+// takes a day and more, however often the clock jumps ahead; where samples are kept for less than that, as long again as they are. When the clock is
+// right again, the mark is taken back; see reprieve.
+func (u *run) over(mark *block.DeletionMark) bool {
+	marked, grace := time.Unix(mark.DeletionTime, 0), u.config.DeletionDelay
+	if byClock(mark) {
+		if u.config.Retention >= clockGrace && marked.UnixMilli() > u.sure {
+			return false
+		}
+		grace = max(grace, min(clockGrace, cmp.Or(u.config.Retention, clockGrace)))
 	}
-	grace := clockGrace
-	if r := u.config.Retention; r > 0 {
-		grace = min(grace, r)
-	}
-	return max(u.config.DeletionDelay, grace)
+	return u.now().Sub(marked) > grace
 }
 
 // reprieve says whether a block was marked as beyond retention and is not, by the clock and the setting of today. A run without retention cannot tell.
 func (u *run) reprieve(b *block.Listed, now time.Time) bool {
-	return u.config.Retention > 0 && strings.HasPrefix(b.DeletionMark.Details, expiredDetails) && !expired(&b.Meta, now.UnixMilli(), u.config.Retention)
+	return u.config.Retention > 0 && byClock(b.DeletionMark) && !expired(&b.Meta, now.UnixMilli(), u.config.Retention)
 }
 
 // deletePartials removes folders without meta.json that nobody has touched for long: what interrupted uploads and deletions
