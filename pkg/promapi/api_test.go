@@ -33,6 +33,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/millrace/millrace/pkg/engine"
 	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/serving"
 	"github.com/millrace/millrace/pkg/tombstone"
@@ -371,11 +372,23 @@ func TestStatusAndJobs(t *testing.T) {
 	require.JSONEq(t, `{"waited":false}`, string(decode(t, do(f, http.MethodPost, "/api/v1/batch/run?wait=false", "")).Data))
 	require.Equal(t, http.StatusBadRequest, do(f, http.MethodPost, "/api/v1/batch/run", "wait=perhaps").Code)
 	failing := newFixture(t, func(o *Options) {
-		o.BatchRun = func(context.Context, bool) (any, error) { return nil, errors.New("bucket is away") }
+		o.BatchRun = func(context.Context, bool) (any, error) { return nil, errors.New("a block is damaged") }
 	})
 	w := do(failing, http.MethodPost, "/api/v1/batch/run", "")
 	require.Equal(t, http.StatusInternalServerError, w.Code)
-	require.Equal(t, "bucket is away", decode(t, w).Error)
+	require.Equal(t, "a block is damaged", decode(t, w).Error)
+	away := newFixture(t, func(o *Options) {
+		o.DeleteSeries = func(context.Context, engine.Deletion) error { return nil }
+		o.BatchRun = func(context.Context, bool) (any, error) {
+			return nil, &ingest.Unavailable{RetryAfter: 10 * time.Second, Reason: "the bucket is unavailable"}
+		}
+	})
+	for _, path := range []string{"/api/v1/batch/run", "/api/v1/admin/tsdb/clean_tombstones"} {
+		w := do(away, http.MethodPost, path, "")
+		require.Equal(t, http.StatusServiceUnavailable, w.Code)
+		require.Equal(t, "10", w.Header().Get("Retry-After"))
+		require.Equal(t, "the bucket is unavailable", decode(t, w).Error)
+	}
 }
 
 func TestLimitsOfRequests(t *testing.T) {

@@ -52,7 +52,7 @@ func (a *api) batchRun(w http.ResponseWriter, r *http.Request) {
 	}
 	data, err := a.o.BatchRun(r.Context(), wait)
 	if err != nil {
-		a.fail(w, internalError, err)
+		a.failLater(w, err)
 		return
 	}
 	a.respond(w, data)
