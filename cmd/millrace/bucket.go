@@ -53,9 +53,9 @@ func (b *bucketCommand) runFlags(c *kingpin.CmdClause) {
 
 func (b *bucketCommand) jobFlags(c *kingpin.CmdClause) {
 	c.Flag("batch.scratch-path", "Folder for blocks that are being made; by default one of the system's temporary folders.").StringVar(&b.scratch)
-	c.Flag("storage.retention.time", "How long samples are kept; 0 is for ever.").Default("0s").SetValue((*engine.Duration)(&b.retention))
-	c.Flag("storage.retention.size", "Most bytes of blocks in the bucket that are kept, oldest removed first; 0 is any number.").Default("0B").SetValue((*engine.Bytes)(&b.retentionSize))
-	c.Flag("storage.retention.rule", engine.RetentionRuleHelp).SetValue(&b.rules)
+	engine.Named(c.Flag("storage.retention.time", "How long samples are kept; 0 is for ever.").Default("0s"), (*engine.Duration)(&b.retention))
+	engine.Named(c.Flag("storage.retention.size", "Most bytes of blocks in the bucket that are kept, oldest removed first; 0 is any number.").Default("0B"), (*engine.Bytes)(&b.retentionSize))
+	engine.Named(c.Flag("storage.retention.rule", engine.RetentionRuleHelp), &b.rules)
 	b.batch.JobFlags(c)
 }
 
