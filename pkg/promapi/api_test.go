@@ -517,6 +517,8 @@ func TestWhileLogsAreReplayed(t *testing.T) {
 	for _, path := range []string{
 		"/api/v1/query?query=up", "/api/v1/query?query=up&layer=speed", "/api/v1/query_range?query=up&start=0&end=100&step=15", "/api/v1/series?match[]=up", "/api/v1/labels",
 		"/api/v1/label/job/values", "/api/v1/metadata", "/api/v1/query_exemplars?query=up&start=0&end=100", "/api/v1/status/tsdb",
+		// What is not of one layer needs all of them.
+		"/api/v1/metadata?layer=batch", "/api/v1/query_exemplars?query=up&start=0&end=100&layer=batch", "/api/v1/status/tsdb?layer=batch",
 	} {
 		w := httptest.NewRecorder()
 		f.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, http.NoBody))
