@@ -540,6 +540,21 @@ func TestWhileLogsAreReplayed(t *testing.T) {
 	require.Equal(t, http.StatusNoContent, w.Code)
 }
 
+// An engine that is ready, so that its queries are answered, says where it takes no writes.
+func TestReadySaysWhyNoWritesAreTaken(t *testing.T) {
+	loading := ""
+	f := newFixture(t, func(o *Options) {
+		o.Refusing = func() error { return errors.New("another writer has these labels") }
+		o.Loading = func() string { return loading }
+	})
+	const refused = "Millrace is Ready.\nIt takes no writes: another writer has these labels.\n"
+	w := do(f, http.MethodGet, "/-/ready", "")
+	require.Equal(t, http.StatusOK, w.Code)
+	require.Equal(t, refused, w.Body.String())
+	loading = "the log: 40 %"
+	require.Equal(t, refused+"It answers layer=batch; what else is asked waits for this: the log: 40 %.\n", do(f, http.MethodGet, "/-/ready", "").Body.String())
+}
+
 // A request that says how long it may take does not wait longer for logs to be replayed.
 func TestTheTimeoutOfAWaitForLogs(t *testing.T) {
 	for timeout, bounded := range map[string]bool{"": false, "20ms": true, "0.02": true, "0": false, "soon": false} {
