@@ -160,19 +160,28 @@ func listBlocks(ctx context.Context, bkt objstore.Bucket, w io.Writer) error {
 	for _, m := range block.Visible(metas) {
 		visible[m.ULID.String()] = true
 	}
+	var reasons []string // as long as errors are: in lines of their own, below the table
 	fmt.Fprintln(w, "ULID\tLEVEL\tFROM\tTO\tSERIES\tSAMPLES\tBYTES\tGENERATIONS\tSTATE\tLABELS")
 	for _, m := range metas {
 		from, to := m.Generations()
+		state := blockState(listed[m.ULID], visible[m.ULID.String()])
+		if state == inQuarantine {
+			reasons = append(reasons, fmt.Sprintf("%s  %s: %s", m.ULID, state, listed[m.ULID].QuarantineMark.Details))
+		}
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%d\t%d\t%d\t%d-%d\t%s\t%s\n", m.ULID, m.Level(), stamp(m.MinTime), stamp(m.MaxTime),
-			m.Stats.NumSeries, m.Stats.NumSamples, m.Size(), from, to, blockState(listed[m.ULID], visible[m.ULID.String()]), m.ExternalLabels())
+			m.Stats.NumSeries, m.Stats.NumSamples, m.Size(), from, to, state, m.ExternalLabels())
 	}
 	bad := lister.Bad()
 	for _, id := range slices.SortedFunc(maps.Keys(bad), ulid.ULID.Compare) {
-		state := "broken: " + bad[id].Error()
-		if errors.Is(bad[id], block.ErrDownsampled) {
-			state = "downsampled"
+		state := "downsampled"
+		if !errors.Is(bad[id], block.ErrDownsampled) {
+			state = "broken"
+			reasons = append(reasons, fmt.Sprintf("%s  %s: %s", id, state, bad[id]))
 		}
 		fmt.Fprintf(w, "%s\t-\t-\t-\t-\t-\t-\t-\t%s\t-\n", id, state)
+	}
+	if len(reasons) > 0 {
+		fmt.Fprintf(w, "\n%s\n", strings.Join(reasons, "\n"))
 	}
 	return nil
 }
@@ -209,6 +218,8 @@ func limit(ms int64) string {
 	return stamp(ms)
 }
 
+const inQuarantine = "in quarantine"
+
 func blockState(l block.Listed, visible bool) string {
 	switch {
 	case l.DeletionMark != nil:
@@ -216,7 +227,7 @@ func blockState(l block.Listed, visible bool) string {
 	case !visible:
 		return "superseded"
 	case l.QuarantineMark != nil:
-		return "in quarantine: " + l.QuarantineMark.Details
+		return inQuarantine
 	}
 	return "live"
 }
