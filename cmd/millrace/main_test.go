@@ -79,6 +79,21 @@ func TestAMistakePointsToTheHelpOfItsCommand(t *testing.T) {
 	}
 }
 
+// Who forgot the command, as in a unit or a container, must not take its end for success.
+func TestNoCommandIsAMistake(t *testing.T) {
+	out, stderr, code := millrace(t)
+	require.Equal(t, 1, code)
+	require.Empty(t, out)
+	require.Contains(t, stderr, "usage: ")
+	require.True(t, strings.HasSuffix(stderr, "millrace: no command is given\n"), stderr)
+	for _, asked := range []string{"help", "--help"} {
+		out, stderr, code := millrace(t, asked)
+		require.Zero(t, code)
+		require.Contains(t, out, "usage: ")
+		require.Empty(t, stderr)
+	}
+}
+
 // A value by itself does not tell where it was given.
 func TestABadValueIsNamedWithItsFlag(t *testing.T) {
 	for _, row := range [][]string{ // the last is the flag
