@@ -18,7 +18,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/thanos-io/objstore"
-	"gopkg.in/yaml.v3"
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
@@ -29,7 +28,8 @@ import (
 
 // bucketCommand is what the commands that work on a bucket without an engine share.
 type bucketCommand struct {
-	file, path    string
+	bucket        engine.BucketConfig
+	path          string
 	force         bool
 	scratch       string
 	retention     time.Duration
@@ -41,8 +41,8 @@ type bucketCommand struct {
 }
 
 func (b *bucketCommand) flags(c *kingpin.CmdClause) {
-	c.Flag("objstore.config-file", "File with the bucket's configuration, in the format of Thanos.").StringVar(&b.file)
-	c.Flag("bucket.config-file", "The same under another name.").Hidden().StringVar(&b.file)
+	b.bucket.Flags(c)
+	c.Flag("bucket.config-file", "objstore.config-file under another name.").Hidden().StringVar(&b.bucket.File)
 	c.Flag("storage.path", "Data path whose default bucket is meant when no configuration is given.").Default("data").StringVar(&b.path)
 }
 
@@ -60,29 +60,27 @@ func (b *bucketCommand) jobFlags(c *kingpin.CmdClause) {
 }
 
 func (b *bucketCommand) open() (objstore.Bucket, error) {
-	if b.file != "" {
-		raw, err := os.ReadFile(b.file)
-		if err != nil {
-			return nil, fmt.Errorf("--objstore.config-file: %w", err)
-		}
-		bkt, err := engine.OpenBucket(raw)
-		if err != nil {
-			return nil, fmt.Errorf("--objstore.config-file=%s: %w", b.file, err)
-		}
-		return bkt, nil
+	if err := b.bucket.Validate(); err != nil {
+		return nil, err
 	}
-	dir, err := filepath.Abs(filepath.Join(b.path, "bucket"))
+	path, err := filepath.Abs(b.path)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(dir); err != nil {
-		return nil, fmt.Errorf("no --objstore.config-file is given and the data path has no bucket: %w", err)
+	if b.bucket.Default() {
+		if _, err := os.Stat(filepath.Join(path, "bucket")); err != nil {
+			return nil, fmt.Errorf("no --objstore.config-file is given and the data path has no bucket: %w", err)
+		}
 	}
-	raw, err := yaml.Marshal(map[string]any{"type": "FILESYSTEM", "config": map[string]any{"directory": dir}})
+	config, from, err := b.bucket.Read(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", from, err)
 	}
-	return engine.OpenBucket(raw)
+	bkt, err := engine.OpenBucket(config)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", from, err)
+	}
+	return bkt, nil
 }
 
 // run runs due jobs and says what they did.

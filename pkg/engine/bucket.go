@@ -268,7 +268,7 @@ func (u *unknownBlocks) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error)
 }
 
 func (e *Engine) openBucket(d *dataPath) error {
-	config, from, err := e.bucketConfig(d.path)
+	config, from, err := e.cfg.Bucket.Read(d.path)
 	if err == nil {
 		d.bucket, err = makeBucket(config)
 	}

@@ -173,8 +173,7 @@ func (c *Config) storageFlags(cmd flagger) {
 }
 
 func (c *Config) bucketFlags(cmd flagger) {
-	cmd.Flag("objstore.config-file", "File with the bucket's configuration, in the format of Thanos; without it the bucket is a folder below the data path.").StringVar(&c.Bucket.File)
-	cmd.Flag("objstore.config", "The bucket's configuration itself, in place of objstore.config-file.").StringVar(&c.Bucket.Content)
+	c.Bucket.Flags(cmd)
 	durationVar(cmd.Flag("objstore.sync-interval", "How often the bucket is listed for blocks that others wrote."), time.Minute, &c.Bucket.SyncInterval)
 	bytesVar(cmd.Flag("objstore.cache-size", "Memory for pages of the bucket's objects."), 256<<20, &c.Bucket.CacheBytes)
 	bytesVar(cmd.Flag("objstore.index-cache-size", "Disk space below the data path for copies of the indexes of the bucket's blocks; 0 keeps none."), 4<<30, &c.Bucket.IndexBytes)
@@ -215,8 +214,8 @@ func (c *Config) Validate() error {
 	if c.Storage.LocalLimit < 64<<20 {
 		return fmt.Errorf("--storage.local-limit=%s: must be at least 64MB", sizeText(c.Storage.LocalLimit))
 	}
-	if c.Bucket.File != "" && c.Bucket.Content != "" {
-		return errors.New("--objstore.config-file and --objstore.config exclude each other")
+	if err := c.Bucket.Validate(); err != nil {
+		return err
 	}
 	if c.Bucket.SyncInterval <= 0 {
 		return fmt.Errorf("--objstore.sync-interval=%s: must be above 0", c.Bucket.SyncInterval)
