@@ -310,3 +310,38 @@ func TestAReplayThatPanics(t *testing.T) {
 	waitOpened(t, e)
 	require.Equal(t, []point{{now - 1, 1}, {now, 2}}, read(t, e, serving.Merged, "a", now, time.Minute))
 }
+
+// brittleDisk is a file system on which a log that was read back panics, once, when it is opened to go on.
+type brittleDisk struct {
+	wal.FS
+
+	headers atomic.Int64 // that were read
+}
+
+func (d *brittleDisk) OpenFile(name string, flag int) (wal.File, error) {
+	if filepath.Base(name) == "header" && flag == os.O_RDONLY && d.headers.Add(1) == 2 {
+		panic("on purpose")
+	}
+	return d.FS.OpenFile(name, flag)
+}
+
+// A log whose opening panics is not gone on with: writes are taken by a new generation, and what was read of the old one becomes blocks.
+func TestALogThatPanicsIsNotGoneOnWith(t *testing.T) {
+	path := t.TempDir()
+	now := time.Now().UnixMilli()
+	e := startEngine(t, testConfig(t, path))
+	write(t, e, "a", point{now - 1, 1})
+	old := e.activeGeneration().Number
+	stopEngine(t, e)
+
+	disk := &brittleDisk{FS: wal.OS}
+	cfg := testConfig(t, path)
+	cfg.logFS = disk
+	e = startEngine(t, cfg)
+	require.Greater(t, e.activeGeneration().Number, old)
+	write(t, e, "a", point{now, 2})
+	require.Equal(t, []point{{now - 1, 1}, {now, 2}}, read(t, e, serving.Merged, "a", now, time.Minute))
+	require.NoError(t, e.RunBatch(t.Context()))
+	require.Equal(t, []point{{now - 1, 1}, {now, 2}}, read(t, e, serving.Batch, "a", now, time.Minute))
+	require.Len(t, e.Layers().Generations, 1, "the active one")
+}
