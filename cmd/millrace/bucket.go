@@ -18,7 +18,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/thanos-io/objstore"
-	"gopkg.in/yaml.v3"
 
 	"github.com/millrace/millrace/pkg/batch"
 	"github.com/millrace/millrace/pkg/block"
@@ -29,7 +28,8 @@ import (
 
 // bucketCommand is what the commands that work on a bucket without an engine share.
 type bucketCommand struct {
-	file, path    string
+	bucket        engine.BucketConfig
+	path          string
 	force         bool
 	scratch       string
 	retention     time.Duration
@@ -41,8 +41,8 @@ type bucketCommand struct {
 }
 
 func (b *bucketCommand) flags(c *kingpin.CmdClause) {
-	c.Flag("objstore.config-file", "File with the bucket's configuration, in the format of Thanos.").StringVar(&b.file)
-	c.Flag("bucket.config-file", "The same under another name.").Hidden().StringVar(&b.file)
+	b.bucket.Flags(c)
+	c.Flag("bucket.config-file", "objstore.config-file under another name.").Hidden().StringVar(&b.bucket.File)
 	c.Flag("storage.path", "Data path whose default bucket is meant when no configuration is given.").Default("data").StringVar(&b.path)
 }
 
@@ -53,36 +53,34 @@ func (b *bucketCommand) runFlags(c *kingpin.CmdClause) {
 
 func (b *bucketCommand) jobFlags(c *kingpin.CmdClause) {
 	c.Flag("batch.scratch-path", "Folder for blocks that are being made; by default one of the system's temporary folders.").StringVar(&b.scratch)
-	c.Flag("storage.retention.time", "How long samples are kept; 0 is for ever.").Default("0s").SetValue((*engine.Duration)(&b.retention))
-	c.Flag("storage.retention.size", "Most bytes of blocks in the bucket that are kept, oldest removed first; 0 is any number.").Default("0B").SetValue((*engine.Bytes)(&b.retentionSize))
-	c.Flag("storage.retention.rule", engine.RetentionRuleHelp).SetValue(&b.rules)
+	engine.Named(c.Flag("storage.retention.time", "How long samples are kept; 0 is for ever.").Default("0s"), (*engine.Duration)(&b.retention))
+	engine.Named(c.Flag("storage.retention.size", "Most bytes of blocks in the bucket that are kept, oldest removed first; 0 is any number.").Default("0B"), (*engine.Bytes)(&b.retentionSize))
+	engine.Named(c.Flag("storage.retention.rule", engine.RetentionRuleHelp), &b.rules)
 	b.batch.JobFlags(c)
 }
 
 func (b *bucketCommand) open() (objstore.Bucket, error) {
-	if b.file != "" {
-		raw, err := os.ReadFile(b.file)
-		if err != nil {
-			return nil, fmt.Errorf("--objstore.config-file: %w", err)
-		}
-		bkt, err := engine.OpenBucket(raw)
-		if err != nil {
-			return nil, fmt.Errorf("--objstore.config-file=%s: %w", b.file, err)
-		}
-		return bkt, nil
+	if err := b.bucket.Validate(); err != nil {
+		return nil, err
 	}
-	dir, err := filepath.Abs(filepath.Join(b.path, "bucket"))
+	path, err := filepath.Abs(b.path)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(dir); err != nil {
-		return nil, fmt.Errorf("no --objstore.config-file is given and the data path has no bucket: %w", err)
+	if b.bucket.Default() {
+		if _, err := os.Stat(filepath.Join(path, "bucket")); err != nil {
+			return nil, fmt.Errorf("no --objstore.config-file is given and the data path has no bucket: %w", err)
+		}
 	}
-	raw, err := yaml.Marshal(map[string]any{"type": "FILESYSTEM", "config": map[string]any{"directory": dir}})
+	config, from, err := b.bucket.Read(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", from, err)
 	}
-	return engine.OpenBucket(raw)
+	bkt, err := engine.OpenBucket(config)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", from, err)
+	}
+	return bkt, nil
 }
 
 // run runs due jobs and says what they did.
@@ -160,19 +158,28 @@ func listBlocks(ctx context.Context, bkt objstore.Bucket, w io.Writer) error {
 	for _, m := range block.Visible(metas) {
 		visible[m.ULID.String()] = true
 	}
+	var reasons []string // as long as errors are: in lines of their own, below the table
 	fmt.Fprintln(w, "ULID\tLEVEL\tFROM\tTO\tSERIES\tSAMPLES\tBYTES\tGENERATIONS\tSTATE\tLABELS")
 	for _, m := range metas {
 		from, to := m.Generations()
+		state := blockState(listed[m.ULID], visible[m.ULID.String()])
+		if state == inQuarantine {
+			reasons = append(reasons, fmt.Sprintf("%s  %s: %s", m.ULID, state, listed[m.ULID].QuarantineMark.Details))
+		}
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%d\t%d\t%d\t%d-%d\t%s\t%s\n", m.ULID, m.Level(), stamp(m.MinTime), stamp(m.MaxTime),
-			m.Stats.NumSeries, m.Stats.NumSamples, m.Size(), from, to, blockState(listed[m.ULID], visible[m.ULID.String()]), m.ExternalLabels())
+			m.Stats.NumSeries, m.Stats.NumSamples, m.Size(), from, to, state, m.ExternalLabels())
 	}
 	bad := lister.Bad()
 	for _, id := range slices.SortedFunc(maps.Keys(bad), ulid.ULID.Compare) {
-		state := "broken: " + bad[id].Error()
-		if errors.Is(bad[id], block.ErrDownsampled) {
-			state = "downsampled"
+		state := "downsampled"
+		if !errors.Is(bad[id], block.ErrDownsampled) {
+			state = "broken"
+			reasons = append(reasons, fmt.Sprintf("%s  %s: %s", id, state, bad[id]))
 		}
 		fmt.Fprintf(w, "%s\t-\t-\t-\t-\t-\t-\t-\t%s\t-\n", id, state)
+	}
+	if len(reasons) > 0 {
+		fmt.Fprintf(w, "\n%s\n", strings.Join(reasons, "\n"))
 	}
 	return nil
 }
@@ -209,6 +216,8 @@ func limit(ms int64) string {
 	return stamp(ms)
 }
 
+const inQuarantine = "in quarantine"
+
 func blockState(l block.Listed, visible bool) string {
 	switch {
 	case l.DeletionMark != nil:
@@ -216,7 +225,7 @@ func blockState(l block.Listed, visible bool) string {
 	case !visible:
 		return "superseded"
 	case l.QuarantineMark != nil:
-		return "in quarantine: " + l.QuarantineMark.Details
+		return inQuarantine
 	}
 	return "live"
 }

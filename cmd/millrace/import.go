@@ -79,24 +79,23 @@ func (c *importCommand) commands(app *kingpin.Application) map[string]func(conte
 }
 
 func (c *importCommand) flags(cmd *kingpin.CmdClause) {
-	d := ingest.DefaultLimits()
 	c.bucket.flags(cmd)
-	cmd.Flag("external-label", "Label that names the server in the bucket, as name=value; repeatable. As given to 'millrace serve', so that the history joins what it has.").SetValue((*engine.Labels)(&c.labels))
+	engine.Named(cmd.Flag("external-label", "Label that names the server in the bucket, as name=value; repeatable. As given to 'millrace serve', so that the history joins what it has."),
+		(*engine.Labels)(&c.labels))
 	cmd.Flag("import.scratch-path", "Existing folder for temporary files; by default the system's. It needs room for a day's samples, or for a text's.").Default(os.TempDir()).StringVar(&c.scratch)
 	cmd.Flag("skip-invalid", "Pass over series with labels that the server would refuse, and count them.").BoolVar(&c.skipInvalid)
-	cmd.Flag("min-time", "Import only samples from this time on: 2026-01-31T00:00:00Z, or seconds since 1970.").SetValue(&c.from)
-	cmd.Flag("max-time", "Import only samples up to this time.").SetValue(&c.to)
-	cmd.Flag("ingest.max-labels", "Most labels a series may have.").Default(fmt.Sprint(d.MaxLabels)).IntVar(&c.limits.MaxLabels)
-	cmd.Flag("ingest.max-label-name-length", "Longest name of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelName)).IntVar(&c.limits.MaxLabelName)
-	cmd.Flag("ingest.max-label-value-length", "Longest value of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelValue)).IntVar(&c.limits.MaxLabelValue)
+	engine.Named(cmd.Flag("min-time", "Import only samples from this time on: 2026-01-31T00:00:00Z, or seconds since 1970."), &c.from)
+	engine.Named(cmd.Flag("max-time", "Import only samples up to this time."), &c.to)
+	engine.LabelLimitFlags(cmd, &c.limits)
 }
 
 func (r *remoteFlags) flags(cmd *kingpin.CmdClause) {
 	cmd.Arg("url", "The server, such as http://prometheus:9090; or, ending in /read, where remote reads go.").Required().StringVar(&r.url)
 	cmd.Flag("match", "Selector of the series, such as {job=\"node\"}; all if not given.").StringVar(&r.match)
 	cmd.Flag("http.config.file", "File with authentication, TLS and proxy for the server, in the format of promtool.").StringVar(&r.httpFile)
-	cmd.Flag("remote-read.external-label", "External label of the server, as name=value; repeatable. It adds these to what it answers; they are taken away again.").SetValue((*engine.Labels)(&r.labels))
-	cmd.Flag("remote-read.timeout", "Longest time a request may take; after it, less is asked for.").Default("5m").SetValue((*engine.Duration)(&r.timeout))
+	engine.Named(cmd.Flag("remote-read.external-label", "External label of the server, as name=value; repeatable. It adds these to what it answers; they are taken away again."),
+		(*engine.Labels)(&r.labels))
+	engine.Named(cmd.Flag("remote-read.timeout", "Longest time a request may take; after it, less is asked for.").Default("5m"), (*engine.Duration)(&r.timeout))
 }
 
 func (r *remoteFlags) run(ctx context.Context, im *migrate.Importer) error {

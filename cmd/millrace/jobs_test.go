@@ -121,15 +121,22 @@ func TestTheCronJobMountsWhatItsCommandNames(t *testing.T) {
 	require.Len(t, mounts, 2)
 }
 
-func TestTheBucketsConfigurationHasTwoNames(t *testing.T) {
-	config := file(t, "type: FILESYSTEM\nconfig: {directory: "+t.TempDir()+"}\n")
-	for _, flag := range []string{"--objstore.config-file=", "--bucket.config-file="} {
-		out, stderr, code := millrace(t, "batch", "run", flag+config)
+// Every command takes the bucket's configuration as 'millrace serve' does, and as Thanos's do.
+func TestTheBucketsConfigurationIsAFileOrAText(t *testing.T) {
+	content := "{type: FILESYSTEM, config: {directory: " + t.TempDir() + "}}"
+	config := file(t, content)
+	for _, flag := range []string{"--objstore.config-file=" + config, "--bucket.config-file=" + config, "--objstore.config=" + content} {
+		out, stderr, code := millrace(t, "batch", "run", flag)
 		require.Zero(t, code, stderr)
 		require.Contains(t, out, "0 jobs done")
 	}
 	out, _, _ := millrace(t, "batch", "run", "--help")
 	require.NotContains(t, out, "--bucket.config-file")
+	for _, command := range [][]string{{"batch", "run"}, {"batch", "recompute", "--min-time=0", "--max-time=1"}, {"bucket", "ls"}, {"bucket", "verify"}, {"import", "openmetrics"}} {
+		_, stderr, code := millrace(t, append(command, "--objstore.config-file="+config, "--objstore.config="+content)...)
+		require.Equal(t, 1, code)
+		require.Equal(t, "millrace: --objstore.config-file and --objstore.config exclude each other\n", stderr)
+	}
 }
 
 // No blocks are deleted at once, as queries may read them; 0 is not taken for what is not set.

@@ -82,6 +82,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if len(expanded) == 0 {
+		app.UsageWriter(stderr).Usage(nil)
+		return errors.New("no command is given")
+	}
 	command, err := app.Parse(expanded)
 	if err != nil {
 		return fmt.Errorf("%w; try '%s --help'", err, understood(app, expanded))

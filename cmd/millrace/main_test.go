@@ -79,6 +79,42 @@ func TestAMistakePointsToTheHelpOfItsCommand(t *testing.T) {
 	}
 }
 
+// Who forgot the command, as in a unit or a container, must not take its end for success.
+func TestNoCommandIsAMistake(t *testing.T) {
+	out, stderr, code := millrace(t)
+	require.Equal(t, 1, code)
+	require.Empty(t, out)
+	require.Contains(t, stderr, "usage: ")
+	require.True(t, strings.HasSuffix(stderr, "millrace: no command is given\n"), stderr)
+	for _, asked := range []string{"help", "--help"} {
+		out, stderr, code := millrace(t, asked)
+		require.Zero(t, code)
+		require.Contains(t, out, "usage: ")
+		require.Empty(t, stderr)
+	}
+}
+
+// A value by itself does not tell where it was given.
+func TestABadValueIsNamedWithItsFlag(t *testing.T) {
+	for _, row := range [][]string{ // the last is the flag
+		{"serve", "--query.timeout=x"},
+		{"batch", "recompute", "--max-time=1", "--min-time=x"},
+		{"batch", "recompute", "--min-time=1", "--max-time=x"},
+		{"batch", "run", "--storage.retention.time=x"},
+		{"batch", "run", "--storage.retention.size=x"},
+		{"batch", "run", "--storage.retention.rule=x"},
+		{"import", "openmetrics", "--min-time=x"},
+		{"import", "openmetrics", "--external-label=x"},
+		{"import", "openmetrics", "--ingest.max-labels=x"},
+		{"import", "remote-read", "http://a", "--remote-read.timeout=x"},
+		{"import", "remote-read", "http://a", "--remote-read.external-label=x"},
+	} {
+		_, stderr, code := millrace(t, row...)
+		require.Equal(t, 1, code)
+		require.True(t, strings.HasPrefix(stderr, "millrace: "+row[len(row)-1]+": "), stderr)
+	}
+}
+
 func TestSettingsThatCannotWorkEndServe(t *testing.T) {
 	config := file(t, "\nquery.timeout: abc\n")
 	small := file(t, "memory.limit: 1MB\n")

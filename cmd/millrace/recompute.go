@@ -43,8 +43,8 @@ func (v *timeValue) Set(s string) error {
 func (v *timeValue) String() string { return stamp(int64(*v)) }
 
 func (b *bucketCommand) recomputeFlags(c *kingpin.CmdClause) {
-	c.Flag("min-time", "Blocks with samples from this time on are built again: RFC 3339 or seconds since 1970.").Required().SetValue(&b.recomputed.min)
-	c.Flag("max-time", "Blocks with samples before this time are built again.").Required().SetValue(&b.recomputed.max)
+	engine.Named(c.Flag("min-time", "Blocks with samples from this time on are built again: RFC 3339 or seconds since 1970.").Required(), &b.recomputed.min)
+	engine.Named(c.Flag("max-time", "Blocks with samples before this time are built again.").Required(), &b.recomputed.max)
 	c.Flag("dry-run", "Say what differs, and swap nothing.").BoolVar(&b.recomputed.dry)
 	b.jobFlags(c)
 }

@@ -108,26 +108,43 @@ func (e *Engine) apply(g *generation, index uint64, b *ingest.Batch) {
 	e.metadata.add(g.Number, b)
 }
 
-// admit refuses writes that disk or memory would have no room for, and all while another writer has the external labels.
+// admit refuses writes where that has to be.
 func (e *Engine) admit() error {
+	kind, err := e.refusesWrites()
+	if err != nil {
+		e.metrics.refused.WithLabelValues(kind).Inc()
+	}
+	if kind == refusedMemory {
+		signal(e.data.full) // should the active generation itself be too large: no write will notice it now
+	}
+	return err
+}
+
+// refusedMemory is one of the kinds of refusals, as metrics name them.
+const refusedMemory = "memory"
+
+// refusesWrites is why writes are refused: disk or memory would have no room for them, or another writer has the external labels.
+func (e *Engine) refusesWrites() (kind string, err error) {
 	u := e.disk.Load()
 	if u == nil {
-		return nil // not open yet: there is no active generation either
+		return "", nil // not open yet: there is no active generation either
 	}
 	if err := e.refusal.Load(); err != nil {
-		e.metrics.refused.WithLabelValues("writer").Inc()
-		return unavailable((*err).Error(), refusedFor)
+		return "writer", unavailable((*err).Error(), refusedFor)
 	}
 	if err := u.refusal(); err != nil {
-		e.metrics.refused.WithLabelValues("disk").Inc()
-		return unavailable(err.Error(), 10*time.Second)
+		return "disk", unavailable(err.Error(), 10*time.Second)
 	}
 	if err := e.memoryRefusal(); err != nil {
-		e.metrics.refused.WithLabelValues("memory").Inc()
-		signal(e.data.full) // should the active generation itself be too large: no write will notice it now
-		return unavailable(err.Error(), 10*time.Second)
+		return refusedMemory, unavailable(err.Error(), 10*time.Second)
 	}
-	return nil
+	return "", nil
+}
+
+// RefusesWrites is why writes are refused just now, with an engine that is open; nil if they are taken.
+func (e *Engine) RefusesWrites() error {
+	_, err := e.refusesWrites()
+	return err
 }
 
 func unavailable(reason string, retryAfter time.Duration) error {

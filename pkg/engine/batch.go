@@ -92,7 +92,7 @@ type Job struct {
 }
 
 // RunBatchJob is RunBatch for callers that may not want to wait: then it returns while the work goes on, and what goes wrong with it shows in health and layers.
-// Two calls may then be answered with the same job, which began after both.
+// Two calls may then be answered with the same job, which began after both. Who waits hears by an *ingest.Unavailable that the work may be done later.
 func (e *Engine) RunBatchJob(ctx context.Context, wait bool) (Job, error) {
 	if err := e.enter(); err != nil {
 		return Job{}, err
@@ -100,13 +100,26 @@ func (e *Engine) RunBatchJob(ctx context.Context, wait bool) (Job, error) {
 	defer e.wg.Done()
 	if wait {
 		c := e.calls.begin(time.Now())
-		return Job{ID: c.ID, State: string(batch.Done)}, e.call(ctx, c)
+		return Job{ID: c.ID, State: string(batch.Done)}, e.later(e.call(ctx, c))
 	}
 	c, start := e.calls.join(time.Now())
 	if start {
 		e.loop("batch", e.workOnCalls)
 	}
 	return Job{ID: c.ID, State: string(batch.Running)}, nil
+}
+
+// later says when to come again, where an error of batch work is one of a bucket that is away, or that another writer holds.
+func (e *Engine) later(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errNotHeld):
+		return unavailable(err.Error(), refusedFor)
+	case away(err) || e.data.synced.problem() != nil:
+		return unavailable(err.Error(), uploadInterval)
+	}
+	return err
 }
 
 // workOnCalls works on the calls that nobody waits for until there are none. After a panic it goes on with the next one.

@@ -78,7 +78,7 @@ func (s *bucketState) uploaded(set *serving.Set, b *blockSource, local serving.S
 
 // uploadTried hears how an upload ended, which between two listings tells whether the bucket can be reached.
 func (s *bucketState) uploadTried(err error) {
-	if !outage(err) && !errors.Is(err, block.ErrUnavailable) {
+	if !away(err) {
 		err = nil
 	}
 	s.mu.Lock()
@@ -86,6 +86,16 @@ func (s *bucketState) uploadTried(err error) {
 	if s.upload || s.err == nil {
 		s.err, s.upload = err, err != nil
 	}
+}
+
+// away tells whether an error says that the bucket cannot be reached.
+func away(err error) bool { return outage(err) || errors.Is(err, block.ErrUnavailable) }
+
+// problem is why the bucket could not be reached when it was last tried.
+func (s *bucketState) problem() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
 }
 
 func (s *bucketState) listingFailed(err error) {
@@ -258,7 +268,7 @@ func (u *unknownBlocks) ChunkQuerier(int64, int64) (storage.ChunkQuerier, error)
 }
 
 func (e *Engine) openBucket(d *dataPath) error {
-	config, from, err := e.bucketConfig(d.path)
+	config, from, err := e.cfg.Bucket.Read(d.path)
 	if err == nil {
 		d.bucket, err = makeBucket(config)
 	}

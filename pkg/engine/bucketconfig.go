@@ -16,14 +16,31 @@ import (
 	"github.com/millrace/millrace/pkg/block"
 )
 
-// bucketConfig reads the user's configuration, or makes the one of the default, and says where it is from.
-func (e *Engine) bucketConfig(path string) (config []byte, from string, err error) {
+// Flags registers the flags that say where the bucket is, wherever one is used.
+func (c *BucketConfig) Flags(cmd flagger) {
+	cmd.Flag("objstore.config-file", "File with the bucket's configuration, in the format of Thanos; without it the bucket is a folder below the data path.").StringVar(&c.File)
+	cmd.Flag("objstore.config", "The bucket's configuration itself, in place of objstore.config-file.").StringVar(&c.Content)
+}
+
+// Validate checks what the flags say together.
+func (c *BucketConfig) Validate() error {
+	if c.File != "" && c.Content != "" {
+		return errors.New("--objstore.config-file and --objstore.config exclude each other")
+	}
+	return nil
+}
+
+// Default says that the user gives no configuration.
+func (c *BucketConfig) Default() bool { return c.File == "" && c.Content == "" }
+
+// Read returns the user's configuration, or makes that of the default below a data path, and says where it is from.
+func (c *BucketConfig) Read(path string) (config []byte, from string, err error) {
 	switch {
-	case e.cfg.Bucket.Content != "":
-		return []byte(e.cfg.Bucket.Content), "--objstore.config", nil
-	case e.cfg.Bucket.File != "":
-		config, err = os.ReadFile(e.cfg.Bucket.File)
-		return config, "--objstore.config-file=" + e.cfg.Bucket.File, err
+	case c.Content != "":
+		return []byte(c.Content), "--objstore.config", nil
+	case c.File != "":
+		config, err = os.ReadFile(c.File)
+		return config, "--objstore.config-file=" + c.File, err
 	}
 	config, err = yaml.Marshal(map[string]any{
 		"type": "FILESYSTEM", "config": map[string]any{"directory": filepath.Join(path, bucketDir)},

@@ -121,11 +121,9 @@ func (c *Config) Flags(cmd flagger) {
 
 	bytesVar(cmd.Flag("ingest.max-body-size", "Largest body of a write request, compressed."), d.MaxBody, &c.Ingest.MaxBody)
 	bytesVar(cmd.Flag("ingest.max-decompressed-size", "Largest body of a write request, decompressed."), d.MaxDecompressed, &c.Ingest.MaxDecompressed)
-	named(cmd.Flag("ingest.max-labels", "Most labels a series may have.").Default(fmt.Sprint(d.MaxLabels)), (*intValue)(&c.Ingest.MaxLabels))
-	named(cmd.Flag("ingest.max-label-name-length", "Longest name of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelName)), (*intValue)(&c.Ingest.MaxLabelName))
-	named(cmd.Flag("ingest.max-label-value-length", "Longest value of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelValue)), (*intValue)(&c.Ingest.MaxLabelValue))
+	LabelLimitFlags(cmd, &c.Ingest)
 	bytesVar(cmd.Flag("ingest.max-inflight-size", "Most memory for all write requests being handled; 0 is no limit."), d.MaxInflight, &c.Ingest.MaxInflight)
-	named(cmd.Flag("ingest.max-histogram-buckets", "Most buckets a native histogram may have.").Default(fmt.Sprint(d.MaxBuckets)), (*intValue)(&c.Ingest.MaxBuckets))
+	Named(cmd.Flag("ingest.max-histogram-buckets", "Most buckets a native histogram may have.").Default(fmt.Sprint(d.MaxBuckets)), (*intValue)(&c.Ingest.MaxBuckets))
 	durationVar(cmd.Flag("ingest.max-future", "How far ahead of the clock a sample may be; 0 is no limit."), d.MaxFuture, &c.Ingest.MaxFuture)
 	durationVar(cmd.Flag("ingest.max-past", "How far behind the clock a sample may be; 0 is no limit."), d.MaxPast, &c.Ingest.MaxPast)
 	cmd.Flag("ingest.ha-replica-label", "Label that tells the replicas of a pair of Prometheus servers apart; one of them is stored, without it.").StringVar(&c.Ingest.HA.ReplicaLabel)
@@ -133,23 +131,31 @@ func (c *Config) Flags(cmd flagger) {
 	durationVar(cmd.Flag("ingest.ha-failover", "How long nothing has come from a pair's elected replica that could be stored when another takes its place."), d.HA.Failover, &c.Ingest.HA.Failover)
 
 	durationVar(cmd.Flag("query.timeout", "Longest time a query may take."), 2*time.Minute, &c.Query.Timeout)
-	named(cmd.Flag("query.max-samples", "Most samples one query may hold in memory.").Default("50000000"), (*intValue)(&c.Query.MaxSamples))
-	named(cmd.Flag("query.max-concurrency", "Most queries that run at once.").Default("20"), (*intValue)(&c.Query.MaxConcurrency))
+	Named(cmd.Flag("query.max-samples", "Most samples one query may hold in memory.").Default("50000000"), (*intValue)(&c.Query.MaxSamples))
+	Named(cmd.Flag("query.max-concurrency", "Most queries that run at once.").Default("20"), (*intValue)(&c.Query.MaxConcurrency))
 	durationVar(cmd.Flag("query.lookback-delta", "How long a sample stays current; 0 is 5m, as in Prometheus."), 5*time.Minute, &c.Query.LookbackDelta)
 	bytesVar(cmd.Flag("query.memory-limit", "Most memory that all running queries together may need; 0 is a quarter of the memory limit."), 0, &c.Query.MemoryLimit)
 	bytesVar(cmd.Flag("query.max-bucket-size", "Most bytes that one query may fetch from the bucket, which does not count what is cached; 0 is no limit."), 0, &c.Query.MaxBucketBytes)
-	named(cmd.Flag("enable-feature", "Comma-separated names of PromQL features, as in Prometheus."), (*listValue)(&c.Query.Features))
+	Named(cmd.Flag("enable-feature", "Comma-separated names of PromQL features, as in Prometheus."), (*listValue)(&c.Query.Features))
 
 	c.Batch.flags(cmd)
 
 	durationVar(cmd.Flag("self.scrape-interval", "How often the engine stores its own metrics; 0 is never."), 15*time.Second, &c.SelfScrape)
 	bytesVar(cmd.Flag("memory.limit", "Soft limit of the process's memory, at least 64MB; 0 is nine tenths of what the machine or container has."), 0, &c.MemoryLimit)
-	named(cmd.Flag("log.level", "Least severity of messages that are logged: debug, info, warn or error.").Default("info"), &choice{&c.LogLevel, []string{"debug", "info", "warn", "error"}})
-	named(cmd.Flag("log.format", "Format of log messages: logfmt or json.").Default("logfmt"), &choice{&c.LogFormat, []string{"logfmt", "json"}})
+	Named(cmd.Flag("log.level", "Least severity of messages that are logged: debug, info, warn or error.").Default("info"), &choice{&c.LogLevel, []string{"debug", "info", "warn", "error"}})
+	Named(cmd.Flag("log.format", "Format of log messages: logfmt or json.").Default("logfmt"), &choice{&c.LogFormat, []string{"logfmt", "json"}})
 }
 
 // RetentionRuleHelp is the help text of the flag wherever jobs run.
 const RetentionRuleHelp = "Series of which samples are kept for a shorter time, as in {job=\"debug\"}: 3d; repeatable, or separated by commas."
+
+// LabelLimitFlags registers the flags for what labels may be, wherever series come in.
+func LabelLimitFlags(cmd flagger, l *ingest.Limits) {
+	d := ingest.DefaultLimits()
+	Named(cmd.Flag("ingest.max-labels", "Most labels a series may have.").Default(fmt.Sprint(d.MaxLabels)), (*intValue)(&l.MaxLabels))
+	Named(cmd.Flag("ingest.max-label-name-length", "Longest name of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelName)), (*intValue)(&l.MaxLabelName))
+	Named(cmd.Flag("ingest.max-label-value-length", "Longest value of a label, in bytes.").Default(fmt.Sprint(d.MaxLabelValue)), (*intValue)(&l.MaxLabelValue))
+}
 
 func (c *Config) storageFlags(cmd flagger) {
 	cmd.Flag("storage.path", "Folder for the log, local blocks and, by default, the bucket.").Default("data").StringVar(&c.Storage.Path)
@@ -157,22 +163,21 @@ func (c *Config) storageFlags(cmd flagger) {
 	bytesVar(cmd.Flag("storage.local-limit", "Most bytes of log and local blocks that wait for the bucket; beyond it writes get 503."), 20<<30, &c.Storage.LocalLimit)
 	durationVar(cmd.Flag("storage.retention.time", "How long samples are kept; 0 is for ever."), 0, &c.Storage.Retention)
 	bytesVar(cmd.Flag("storage.retention.size", "Most bytes of blocks in the bucket that are kept, oldest removed first; 0 is any number."), 0, &c.Storage.RetentionSize)
-	named(cmd.Flag("storage.retention.rule", RetentionRuleHelp), &c.Storage.RetentionRules)
+	Named(cmd.Flag("storage.retention.rule", RetentionRuleHelp), &c.Storage.RetentionRules)
 	cmd.Flag("storage.start-timestamps", "Keep start timestamps, in chunk encodings that Prometheus before 3.10, Thanos and Mimir cannot read.").BoolVar(&c.Storage.StartTimestamps)
-	named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*Labels)(&c.Storage.ExternalLabels))
-	named(cmd.Flag("storage.max-tombstones", "Most deletions of series whose samples are not erased from the bucket yet; beyond it there are no further ones.").Default("10000"), (*intValue)(&c.Storage.MaxTombstones))
+	Named(cmd.Flag("external-label", "Label that names this writer in the bucket and is added to answers, as name=value; repeatable."), (*Labels)(&c.Storage.ExternalLabels))
+	Named(cmd.Flag("storage.max-tombstones", "Most deletions of series whose samples are not erased from the bucket yet; beyond it there are no further ones.").Default("10000"), (*intValue)(&c.Storage.MaxTombstones))
 	durationVar(cmd.Flag("speed.seal-interval", "A generation is sealed at multiples of this time."), 30*time.Minute, &c.Speed.SealInterval)
 	bytesVar(cmd.Flag("speed.memory-limit", "Most memory for samples that are not in blocks yet; writes beyond it have to wait. A generation is sealed when it holds a quarter. At least 16MB; 0 is half of the memory limit."), 0, &c.Speed.MemoryLimit)
-	named(cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept, across restarts; 0 keeps none.").Default("100000"), (*int64Value)(&c.Speed.Exemplars))
+	Named(cmd.Flag("speed.max-exemplars", "Number of exemplars that are kept, across restarts; 0 keeps none.").Default("100000"), (*int64Value)(&c.Speed.Exemplars))
 }
 
 func (c *Config) bucketFlags(cmd flagger) {
-	cmd.Flag("objstore.config-file", "File with the bucket's configuration, in the format of Thanos; without it the bucket is a folder below the data path.").StringVar(&c.Bucket.File)
-	cmd.Flag("objstore.config", "The bucket's configuration itself, in place of objstore.config-file.").StringVar(&c.Bucket.Content)
+	c.Bucket.Flags(cmd)
 	durationVar(cmd.Flag("objstore.sync-interval", "How often the bucket is listed for blocks that others wrote."), time.Minute, &c.Bucket.SyncInterval)
 	bytesVar(cmd.Flag("objstore.cache-size", "Memory for pages of the bucket's objects."), 256<<20, &c.Bucket.CacheBytes)
 	bytesVar(cmd.Flag("objstore.index-cache-size", "Disk space below the data path for copies of the indexes of the bucket's blocks; 0 keeps none."), 4<<30, &c.Bucket.IndexBytes)
-	named(cmd.Flag("objstore.max-requests", "Most requests that queries make to the bucket at the same time.").Default(fmt.Sprint(block.DefaultRequests)), (*intValue)(&c.Bucket.MaxRequests))
+	Named(cmd.Flag("objstore.max-requests", "Most requests that queries make to the bucket at the same time.").Default(fmt.Sprint(block.DefaultRequests)), (*intValue)(&c.Bucket.MaxRequests))
 }
 
 // The least memory with which the engine gets anywhere: below, the collector would never rest, and every request would seal a generation.
@@ -209,8 +214,8 @@ func (c *Config) Validate() error {
 	if c.Storage.LocalLimit < 64<<20 {
 		return fmt.Errorf("--storage.local-limit=%s: must be at least 64MB", sizeText(c.Storage.LocalLimit))
 	}
-	if c.Bucket.File != "" && c.Bucket.Content != "" {
-		return errors.New("--objstore.config-file and --objstore.config exclude each other")
+	if err := c.Bucket.Validate(); err != nil {
+		return err
 	}
 	if c.Bucket.SyncInterval <= 0 {
 		return fmt.Errorf("--objstore.sync-interval=%s: must be above 0", c.Bucket.SyncInterval)

@@ -34,11 +34,11 @@ func (b *BatchConfig) JobFlags(cmd flagger) {
 	bytesVar(cmd.Flag("batch.memory-limit", "Most memory for batch jobs; at least 64MB. With less, more blocks are merged in several steps."), d.MemoryLimit, &b.MemoryLimit)
 	durationVar(cmd.Flag("batch.erase-delay", "How long after a deletion of series blocks are written anew only to erase the samples."), d.EraseDelay, &b.EraseDelay)
 	bytesVar(cmd.Flag("batch.max-block-size", "Size beyond which blocks are not merged into a larger one."), d.MaxBlockSize, &b.MaxBlockSize)
-	named(cmd.Flag("batch.late-merge-share", "Share of a block's samples that must have come late before it is written anew with them; 1 is as many as it has.").
+	Named(cmd.Flag("batch.late-merge-share", "Share of a block's samples that must have come late before it is written anew with them; 1 is as many as it has.").
 		Default(fmt.Sprint(d.LateMergeShare)), (*floatValue)(&b.LateMergeShare))
 	durationVar(cmd.Flag("batch.late-merge-age", "Age from which late samples are merged into a block of a day however few they are; into one of 14 days at 14 times this age."),
 		d.LateMergeAge, &b.LateMergeAge)
-	named(cmd.Flag("batch.keep-level0", "Age up to which superseded level-0 blocks are kept for 'millrace batch recompute', or forever; 0 deletes them at once.").Default("30d").IsSetByUser(&b.keepSet),
+	Named(cmd.Flag("batch.keep-level0", "Age up to which superseded level-0 blocks are kept for 'millrace batch recompute', or forever; 0 deletes them at once.").Default("30d").IsSetByUser(&b.keepSet),
 		(*ageValue)(&b.KeepLevel0))
 	cmd.Flag("batch.quarantine", "Mark blocks that a job finds damaged, so that queries go without them and warn, instead of failing.").BoolVar(&b.Quarantine)
 }

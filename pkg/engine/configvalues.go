@@ -18,15 +18,15 @@ import (
 )
 
 func durationVar(f *kingpin.FlagClause, def time.Duration, target *time.Duration) {
-	named(f.Default(model.Duration(def).String()), (*Duration)(target))
+	Named(f.Default(model.Duration(def).String()), (*Duration)(target))
 }
 
 func bytesVar(f *kingpin.FlagClause, def int64, target *int64) {
-	named(f.Default(sizeText(def)), (*bytesValue)(target))
+	Named(f.Default(sizeText(def)), (*bytesValue)(target))
 }
 
-// named gives a flag its value, whose errors then say which flag it was: a value by itself does not know.
-func named(f *kingpin.FlagClause, v kingpin.Value) {
+// Named gives a flag its value, whose errors then say which flag it was: a value by itself does not know.
+func Named(f *kingpin.FlagClause, v kingpin.Value) {
 	n := namedValue{v, f.Model().Name}
 	if _, cumulative := v.(interface{ IsCumulative() bool }); cumulative {
 		f.SetValue(namedList{n})

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -106,7 +107,11 @@ func TestABucketThatGoesAwayAndComesBack(t *testing.T) {
 
 	b.away()
 	write(t, e, "a", point{now - 1000, 2})
-	require.Error(t, e.RunBatch(t.Context()))
+	_, err := e.RunBatchJob(t.Context(), true)
+	later, ok := errors.AsType[*ingest.Unavailable](err)
+	require.True(t, ok, "who asked may come again: %v", err)
+	require.Contains(t, later.Reason, "the bucket is unavailable")
+	require.Positive(t, later.RetryAfter)
 	write(t, e, "a", point{now, 3})
 	eventually(t, "the outage shows", func() bool { return problem(e, "bucket") != "" && problem(e, "upload") != "" })
 	require.Equal(t, []point{{now - 1000, 2}, {now, 3}}, read(t, e, serving.Speed, "a", now, time.Hour))

@@ -128,13 +128,19 @@ func (r *recovery) goesOn(ctx context.Context, newest newestLog) *generation {
 	return nil
 }
 
-// acceptWrites begins to take writes, and starts the background work that need not wait for the logs.
+// acceptWrites begins to take writes, and starts the background work that need not wait for the logs. After a panic it begins anew without the generation that may
+// have caused it.
 func (e *Engine) acceptWrites(ctx context.Context, r *recovery) {
 	newest := e.cfg.newestLog
 	if newest == (newestLog{}) {
 		newest = defaultNewestLog()
 	}
 	g := r.goesOn(ctx, newest)
+	defer func() {
+		if g != nil && e.activeGeneration() == nil {
+			e.sealRead(g) // or it would never become blocks
+		}
+	}()
 	for ctx.Err() == nil {
 		err := e.acceptInto(g, r.highest)
 		if ctx.Err() != nil {

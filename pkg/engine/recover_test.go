@@ -77,6 +77,14 @@ func largeLog(t *testing.T, e *Engine, at int64) {
 	require.Equal(t, http.StatusNoContent, post(t, e.receiver, "many", 500, at).Code)
 }
 
+// requireLargeLog finds what largeLog wrote, and one series more.
+func requireLargeLog(t *testing.T, e *Engine, at int64) {
+	t.Helper()
+	v, err := tryQuery(t, e, serving.Merged, "count(m)", at)
+	require.NoError(t, err)
+	require.InDelta(t, 501, v[0].F, 0)
+}
+
 func tryQuery(t *testing.T, e *Engine, layer serving.Layer, text string, at int64) (promql.Vector, error) {
 	t.Helper()
 	ctx := serving.WithLayer(t.Context(), layer)
@@ -184,9 +192,7 @@ func TestKilledWhileReplaying(t *testing.T) {
 	killed := copyOf(t, path)
 	e = startEngine(t, testConfig(t, killed))
 	require.Equal(t, []point{{now - 4, 0}, {now - 3, 1}, {now - 2, 2}, {now - 1, 3}}, read(t, e, serving.Merged, "a", now, time.Minute))
-	v, err := tryQuery(t, e, serving.Merged, "count(m)", now)
-	require.NoError(t, err)
-	require.InDelta(t, 501, v[0].F, 0)
+	requireLargeLog(t, e, now)
 }
 
 // A log that cannot be read is tried again, without those who ask waiting for it; writes are taken.
@@ -206,9 +212,7 @@ func TestALogThatCannotBeReadStopsNoWrites(t *testing.T) {
 	disk.unreadable.Store(false)
 	waitOpened(t, e)
 	require.Empty(t, problem(e, "replay"))
-	v, err := tryQuery(t, e, serving.Merged, "count(m)", now)
-	require.NoError(t, err)
-	require.InDelta(t, 501, v[0].F, 0)
+	requireLargeLog(t, e, now)
 }
 
 // A stop ends a replay, and whoever waits for it.
@@ -256,9 +260,7 @@ func TestANewestLogThatDoesNotGoOnKeepsNoWritesWaiting(t *testing.T) {
 	write(t, e, "a", point{now, 1})
 	disk.goOn()
 	waitOpened(t, e)
-	v, err := tryQuery(t, e, serving.Merged, "count(m)", now)
-	require.NoError(t, err)
-	require.InDelta(t, 501, v[0].F, 0)
+	requireLargeLog(t, e, now)
 }
 
 // How long a replay will take is told by all that was read since it began, not by the log alone that is just being read.
@@ -309,4 +311,39 @@ func TestAReplayThatPanics(t *testing.T) {
 	disk.mended.Store(true)
 	waitOpened(t, e)
 	require.Equal(t, []point{{now - 1, 1}, {now, 2}}, read(t, e, serving.Merged, "a", now, time.Minute))
+}
+
+// brittleDisk is a file system on which a log that was read back panics, once, when it is opened to go on.
+type brittleDisk struct {
+	wal.FS
+
+	headers atomic.Int64 // that were read
+}
+
+func (d *brittleDisk) OpenFile(name string, flag int) (wal.File, error) {
+	if filepath.Base(name) == "header" && flag == os.O_RDONLY && d.headers.Add(1) == 2 {
+		panic("on purpose")
+	}
+	return d.FS.OpenFile(name, flag)
+}
+
+// A log whose opening panics is not gone on with: writes are taken by a new generation, and what was read of the old one becomes blocks.
+func TestALogThatPanicsIsNotGoneOnWith(t *testing.T) {
+	path := t.TempDir()
+	now := time.Now().UnixMilli()
+	e := startEngine(t, testConfig(t, path))
+	write(t, e, "a", point{now - 1, 1})
+	old := e.activeGeneration().Number
+	stopEngine(t, e)
+
+	disk := &brittleDisk{FS: wal.OS}
+	cfg := testConfig(t, path)
+	cfg.logFS = disk
+	e = startEngine(t, cfg)
+	require.Greater(t, e.activeGeneration().Number, old)
+	write(t, e, "a", point{now, 2})
+	require.Equal(t, []point{{now - 1, 1}, {now, 2}}, read(t, e, serving.Merged, "a", now, time.Minute))
+	require.NoError(t, e.RunBatch(t.Context()))
+	require.Equal(t, []point{{now - 1, 1}, {now, 2}}, read(t, e, serving.Batch, "a", now, time.Minute))
+	require.Len(t, e.Layers().Generations, 1, "the active one")
 }

@@ -119,7 +119,7 @@ func (a *api) cleanTombstones(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if _, err := a.o.BatchRun(r.Context(), true); err != nil {
-		a.fail(w, internalError, err)
+		a.failLater(w, err)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -25,6 +25,8 @@ type Options struct {
 
 	// Ready returns nil, or what the engine is still doing; then everything but health, metrics and layers answers 503.
 	Ready func() error
+	// Refusing returns why a ready engine takes no writes, or nil.
+	Refusing func() error
 	// Loading returns what a ready engine is still reading, or nothing.
 	Loading func() string
 	// Await returns when the context's layer can be answered in full, or an error where that takes too long.

@@ -33,6 +33,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/millrace/millrace/pkg/engine"
 	"github.com/millrace/millrace/pkg/ingest"
 	"github.com/millrace/millrace/pkg/serving"
 	"github.com/millrace/millrace/pkg/tombstone"
@@ -371,11 +372,23 @@ func TestStatusAndJobs(t *testing.T) {
 	require.JSONEq(t, `{"waited":false}`, string(decode(t, do(f, http.MethodPost, "/api/v1/batch/run?wait=false", "")).Data))
 	require.Equal(t, http.StatusBadRequest, do(f, http.MethodPost, "/api/v1/batch/run", "wait=perhaps").Code)
 	failing := newFixture(t, func(o *Options) {
-		o.BatchRun = func(context.Context, bool) (any, error) { return nil, errors.New("bucket is away") }
+		o.BatchRun = func(context.Context, bool) (any, error) { return nil, errors.New("a block is damaged") }
 	})
 	w := do(failing, http.MethodPost, "/api/v1/batch/run", "")
 	require.Equal(t, http.StatusInternalServerError, w.Code)
-	require.Equal(t, "bucket is away", decode(t, w).Error)
+	require.Equal(t, "a block is damaged", decode(t, w).Error)
+	away := newFixture(t, func(o *Options) {
+		o.DeleteSeries = func(context.Context, engine.Deletion) error { return nil }
+		o.BatchRun = func(context.Context, bool) (any, error) {
+			return nil, &ingest.Unavailable{RetryAfter: 10 * time.Second, Reason: "the bucket is unavailable"}
+		}
+	})
+	for _, path := range []string{"/api/v1/batch/run", "/api/v1/admin/tsdb/clean_tombstones"} {
+		w := do(away, http.MethodPost, path, "")
+		require.Equal(t, http.StatusServiceUnavailable, w.Code)
+		require.Equal(t, "10", w.Header().Get("Retry-After"))
+		require.Equal(t, "the bucket is unavailable", decode(t, w).Error)
+	}
 }
 
 func TestLimitsOfRequests(t *testing.T) {
@@ -504,6 +517,8 @@ func TestWhileLogsAreReplayed(t *testing.T) {
 	for _, path := range []string{
 		"/api/v1/query?query=up", "/api/v1/query?query=up&layer=speed", "/api/v1/query_range?query=up&start=0&end=100&step=15", "/api/v1/series?match[]=up", "/api/v1/labels",
 		"/api/v1/label/job/values", "/api/v1/metadata", "/api/v1/query_exemplars?query=up&start=0&end=100", "/api/v1/status/tsdb",
+		// What is not of one layer needs all of them.
+		"/api/v1/metadata?layer=batch", "/api/v1/query_exemplars?query=up&start=0&end=100&layer=batch", "/api/v1/status/tsdb?layer=batch",
 	} {
 		w := httptest.NewRecorder()
 		f.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, http.NoBody))
@@ -523,6 +538,21 @@ func TestWhileLogsAreReplayed(t *testing.T) {
 	w := httptest.NewRecorder()
 	f.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/api/v1/write", http.NoBody))
 	require.Equal(t, http.StatusNoContent, w.Code)
+}
+
+// An engine that is ready, so that its queries are answered, says where it takes no writes.
+func TestReadySaysWhyNoWritesAreTaken(t *testing.T) {
+	loading := ""
+	f := newFixture(t, func(o *Options) {
+		o.Refusing = func() error { return errors.New("another writer has these labels") }
+		o.Loading = func() string { return loading }
+	})
+	const refused = "Millrace is Ready.\nIt takes no writes: another writer has these labels.\n"
+	w := do(f, http.MethodGet, "/-/ready", "")
+	require.Equal(t, http.StatusOK, w.Code)
+	require.Equal(t, refused, w.Body.String())
+	loading = "the log: 40 %"
+	require.Equal(t, refused+"It answers layer=batch; what else is asked waits for this: the log: 40 %.\n", do(f, http.MethodGet, "/-/ready", "").Body.String())
 }
 
 // A request that says how long it may take does not wait longer for logs to be replayed.

@@ -70,11 +70,7 @@ func labelsText(ls labels.Labels) (n int) {
 
 func appendMatrix(b []byte, m promql.Matrix) []byte {
 	for i, s := range m {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(b, `{"metric":`...)
-		b = appendLabels(b, s.Metric)
+		b = beginSeries(b, i, s.Metric)
 		for k, p := range s.Floats {
 			if k == 0 {
 				b = append(b, `,"values":[`...)
@@ -93,15 +89,20 @@ func appendMatrix(b []byte, m promql.Matrix) []byte {
 
 func appendVector(b []byte, v promql.Vector) []byte {
 	for i, s := range v {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(b, `{"metric":`...)
-		b = appendLabels(b, s.Metric)
+		b = beginSeries(b, i, s.Metric)
 		b = append(b, `,"value":`...)
 		b = append(appendPoint(b, s.T, s.F), '}')
 	}
 	return b
+}
+
+// beginSeries appends what comes before the points of a list's series.
+func beginSeries(b []byte, i int, metric labels.Labels) []byte {
+	if i > 0 {
+		b = append(b, ',')
+	}
+	b = append(b, `{"metric":`...)
+	return appendLabels(b, metric)
 }
 
 func appendLabels(b []byte, ls labels.Labels) []byte {

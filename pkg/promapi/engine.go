@@ -22,6 +22,7 @@ func ForEngine(e *engine.Engine) http.Handler {
 		Exemplars:   e.ExemplarQueryable(),
 		Features:    e.Features(),
 		Ready:       func() error { return ready(e.State()) },
+		Refusing:    e.RefusesWrites,
 		Loading:     func() string { return loading(e.State()) },
 		Await:       e.Await,
 		Write:       e.Receiver(),

@@ -24,11 +24,18 @@ func (a *api) ready(w http.ResponseWriter, _ *http.Request) {
 		}
 	}
 	_, _ = io.WriteString(w, "Millrace is Ready.\n")
+	does := "takes writes and answers"
+	if a.o.Refusing != nil {
+		if err := a.o.Refusing(); err != nil {
+			_, _ = fmt.Fprintf(w, "It takes no writes: %s.\n", err)
+			does = "answers"
+		}
+	}
 	if a.o.Loading == nil {
 		return
 	}
 	if what := a.o.Loading(); what != "" {
-		_, _ = io.WriteString(w, "It takes writes and answers layer=batch; what else is asked waits for this: "+what+".\n")
+		_, _ = fmt.Fprintf(w, "It %s layer=batch; what else is asked waits for this: %s.\n", does, what)
 	}
 }
 
@@ -52,7 +59,7 @@ func (a *api) batchRun(w http.ResponseWriter, r *http.Request) {
 	}
 	data, err := a.o.BatchRun(r.Context(), wait)
 	if err != nil {
-		a.fail(w, internalError, err)
+		a.failLater(w, err)
 		return
 	}
 	a.respond(w, data)

@@ -13,6 +13,8 @@ import (
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/util/httputil"
+
+	"github.com/millrace/millrace/pkg/serving"
 )
 
 // endpoint is what one path answers.
@@ -21,7 +23,8 @@ type endpoint struct {
 	serve   http.Handler
 	always  bool // also while the engine is not ready
 	form    bool // parameters come as a form: bounded, checked, compressed, with CORS headers
-	whole   bool // only when the layer that is asked can be answered in full; has a form
+	whole   bool // only when it can be answered in full; has a form
+	layered bool // asks for the samples of one layer: that one has to be whole
 }
 
 const (
@@ -56,13 +59,14 @@ func (a *api) newRoutes() map[string]endpoint {
 	for path, serve := range own {
 		routes[prefix+path] = endpoint{methods: getOrPost, serve: serve, form: true, whole: true}
 	}
+	for _, path := range []string{prefix + "/query", prefix + "/query_range", prefix + "/series", prefix + "/labels", labelValues} {
+		routes[path] = endpoint{methods: getOrPost, serve: a.upstream, form: true, whole: true, layered: true}
+	}
 	for path, whole := range map[string]bool{
-		"/query": true, "/query_range": true, "/query_exemplars": true, "/series": true, "/labels": true,
-		"/format_query": false, "/parse_query": false, "/rules": false, "/status/buildinfo": false,
+		"/query_exemplars": true, "/format_query": false, "/parse_query": false, "/rules": false, "/status/buildinfo": false,
 	} {
 		routes[prefix+path] = endpoint{methods: getOrPost, serve: a.upstream, form: true, whole: whole}
 	}
-	routes[labelValues] = endpoint{methods: getOrPost, serve: a.upstream, form: true, whole: true}
 	return routes
 }
 
@@ -161,7 +165,11 @@ func (a *api) serveForm(w http.ResponseWriter, r *http.Request, found endpoint) 
 		return
 	}
 	if found.whole && a.o.Await != nil {
-		if err := a.await(ctx, r.Form.Get("timeout")); err != nil {
+		needs := ctx
+		if !found.layered {
+			needs = serving.WithLayer(ctx, serving.Merged)
+		}
+		if err := a.await(needs, r.Form.Get("timeout")); err != nil {
 			a.failLater(w, err)
 			return
 		}

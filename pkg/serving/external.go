@@ -73,9 +73,9 @@ func (e *external) answered(b *labels.Builder, stored labels.Labels) (lset label
 	return lset, true
 }
 
-// groups merges sets by the labels that are answered. The order of series changes with these, so all of them are gathered first.
-func (e *external) groups(sets []storage.ChunkSeriesSet) groups {
-	g := &externalGroups{e: e, i: -1}
+// groups merges sets by the labels that are answered. The order of series changes with these, so all of them are gathered, and charged, first.
+func (e *external) groups(sets []storage.ChunkSeriesSet, c *charger) groups {
+	g := &externalGroups{e: e, charger: c, i: -1}
 	for rank, s := range sets {
 		g.sets = append(g.sets, &rankedSet{ChunkSeriesSet: s, rank: rank})
 	}
@@ -99,7 +99,8 @@ type rankedSeries struct {
 
 // externalGroups implements groups under external labels.
 type externalGroups struct {
-	e    *external
+	e *external
+	*charger
 	sets []storage.ChunkSeriesSet
 	all  []group
 	i    int
@@ -131,6 +132,9 @@ func (g *externalGroups) gather() {
 	for merged.Next() {
 		stored, parts := merged.At()
 		if lset, ok := g.e.answered(b, stored); ok {
+			if g.err = g.charge(lset, parts); g.err != nil {
+				return
+			}
 			g.all = append(g.all, group{lset: lset, parts: slices.Clone(parts)})
 		}
 	}

@@ -43,7 +43,7 @@ func (q *querier) LabelValues(ctx context.Context, name string, hints *storage.L
 // anyWithout says whether one of the stored series that match has no label of that name.
 func (q *querier) anyWithout(ctx context.Context, name string, ms []*labels.Matcher) (bool, error) {
 	stored := external{matchers: append(slices.Clone(ms), labels.MustNewMatcher(labels.MatchEqual, name, ""))}
-	sel := q.selectGroups(ctx, false, &storage.SelectHints{Start: q.mint, End: q.maxt, Func: seriesOnly, Limit: 1}, stored)
+	sel := q.selectGroups(ctx, false, &storage.SelectHints{Start: q.mint, End: q.maxt, Func: seriesOnly, Limit: 1}, stored, nil)
 	return sel.Next(), sel.Err()
 }
 
@@ -128,7 +128,7 @@ func (q *querier) union(ctx context.Context, hints *storage.LabelHints, ask func
 
 // labelsOfSeries looks at every series as answered, for what the sources' indexes cannot say.
 func (q *querier) labelsOfSeries(ctx context.Context, hints *storage.LabelHints, ext external, collect func(labels.Labels, func(string))) ([]string, annotations.Annotations, error) {
-	sel := q.selectGroups(ctx, false, &storage.SelectHints{Start: q.mint, End: q.maxt, Func: seriesOnly}, ext)
+	sel := q.selectGroups(ctx, false, &storage.SelectHints{Start: q.mint, End: q.maxt, Func: seriesOnly}, ext, nil)
 	seen := map[string]struct{}{}
 	var err error
 	for sel.Next() {
@@ -189,17 +189,18 @@ func (q *querier) selectLabels(ctx context.Context, sorted bool, hints *storage.
 }
 
 func (q *querier) readLabels(ctx context.Context, sorted bool, hints *storage.SelectHints, ms []*labels.Matcher) ([]labels.Labels, annotations.Annotations, error) {
-	sel := q.selectGroups(ctx, sorted, hints, q.qb.external(ms))
+	sel := q.selectGroups(ctx, sorted, hints, q.qb.external(ms), &charger{b: q.budget(ctx), cost: labelsCost})
 	var out []labels.Labels
 	for sel.Next() {
 		lset, _ := sel.At()
-		// Once here and in the source, once as the text of the answer.
-		if err := sel.b.add(2*int64(lset.ByteSize())+seriesOverhead, 1, 0); err != nil {
-			return nil, nil, err
-		}
 		out = append(out, lset)
 	}
 	return out, sel.Warnings(), sel.Err()
+}
+
+// labelsCost is what the labels of a series take: once here and in the source, once as the text of the answer.
+func labelsCost(lset labels.Labels, _ []storage.ChunkSeries) (int64, error) {
+	return 2*int64(lset.ByteSize()) + seriesOverhead, nil
 }
 
 // labelsSet yields series that have labels only.

@@ -71,13 +71,12 @@ func (b *Budget) add(n, series, steps int64) error {
 	}
 	used := b.used + n
 	if p.limit > 0 {
-		largest := p.limit - p.limit/largestShare
-		if n > largest || used > largest {
-			return &MemoryError{Limit: largest, Series: b.series, Steps: b.steps}
+		if err := p.allow(max(n, used), b.series, b.steps); err != nil { // n, as their sum may overflow
+			return err
 		}
 		free := p.limit - p.used
 		if used > p.limit/smallShare {
-			free -= p.limit - largest
+			free -= p.limit - p.largest()
 		}
 		if n > free {
 			return &MemoryError{Limit: p.limit, Series: b.series, Steps: b.steps, Busy: true}
@@ -86,6 +85,17 @@ func (b *Budget) add(n, series, steps int64) error {
 	b.used, p.used = used, p.used+n
 	return nil
 }
+
+// allow refuses what is more than one query may have, whatever others leave.
+func (p *MemoryPool) allow(n, series, steps int64) error {
+	if largest := p.largest(); p.limit > 0 && n > largest {
+		return &MemoryError{Limit: largest, Series: series, Steps: steps}
+	}
+	return nil
+}
+
+// largest is the most that one query gets.
+func (p *MemoryPool) largest() int64 { return p.limit - p.limit/largestShare }
 
 // Release gives n bytes back.
 func (b *Budget) Release(n int64) {

@@ -366,15 +366,15 @@ func shorten(s string) string {
 
 type planKey struct{}
 
-// estimator charges the series of one selection.
+// estimator says what the series of one selection cost.
 type estimator struct {
 	demand
 	start, end int64 // evaluation times that the selector is used for, ms, shifted as its samples are
 }
 
 // estimate returns the estimator of a Select: by the query's plan, or by hints alone.
-func (q *querier) estimate(ctx ctxValuer, hints *storage.SelectHints, ms []*labels.Matcher) estimator {
-	e := estimator{start: q.mint, end: q.maxt, demand: demand{window: q.qb.o.LookbackDelta.Milliseconds()}}
+func (q *querier) estimate(ctx ctxValuer, hints *storage.SelectHints, ms []*labels.Matcher) *estimator {
+	e := &estimator{start: q.mint, end: q.maxt, demand: demand{window: q.qb.o.LookbackDelta.Milliseconds()}}
 	if hints == nil {
 		return e // whoever it is, no engine that keeps all points
 	}
@@ -400,13 +400,14 @@ func (q *querier) estimate(ctx ctxValuer, hints *storage.SelectHints, ms []*labe
 // ctxValuer is the part of a context that estimates need.
 type ctxValuer interface{ Value(key any) any }
 
-// charge adds one series to the budget.
-func (e *estimator) charge(b *Budget, lset labels.Labels, parts []storage.ChunkSeries) error {
+func (e *estimator) charger(b *Budget) *charger {
+	return &charger{b: b, steps: e.points + e.room, cost: e.cost}
+}
+
+// cost is what one series takes, in bytes.
+func (e *estimator) cost(lset labels.Labels, parts []storage.ChunkSeries) (int64, error) {
 	points, size, err := e.measure(parts)
-	if err != nil {
-		return err
-	}
-	return b.add(int64(lset.ByteSize())+seriesOverhead+points*pointSize+size, 1, e.points+e.room)
+	return int64(lset.ByteSize()) + seriesOverhead + points*pointSize + size, err
 }
 
 // extended is a series of floats that knows the range of its chunks, in milliseconds, and the number of their samples without reading them.

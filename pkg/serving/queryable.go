@@ -229,8 +229,9 @@ type selection struct {
 	yielded    int
 }
 
-// selectGroups begins to read the series that match. They are sorted by labels if sorted is set or there are several sources.
-func (q *querier) selectGroups(ctx context.Context, sorted bool, hints *storage.SelectHints, ext external) *selection {
+// selectGroups begins to read the series that match. They are sorted by labels if sorted is set or there are several sources. What they cost, unless that is nil,
+// is charged as soon as it is known.
+func (q *querier) selectGroups(ctx context.Context, sorted bool, hints *storage.SelectHints, ext external, c *charger) *selection {
 	mint, maxt := q.mint, q.maxt
 	if hints != nil {
 		mint, maxt = max(mint, hints.Start), min(maxt, hints.End)
@@ -251,6 +252,7 @@ func (q *querier) selectGroups(ctx context.Context, sorted bool, hints *storage.
 		members = q.sources(ctx, mint, maxt)
 	}
 	ctx = q.during(ctx, sel.b)
+	whole := sel.limit == 0 && len(ext.check) == 0 // what is found is answered
 	sets := make([]storage.ChunkSeriesSet, len(members))
 	for i, m := range members {
 		open := func() storage.ChunkSeriesSet {
@@ -265,17 +267,27 @@ func (q *querier) selectGroups(ctx context.Context, sorted bool, hints *storage.
 		if m.Layer() == Batch {
 			sets[i] = q.readAhead(ctx, open)
 		} else {
-			sets[i] = &lazySet{open: open}
+			sets[i] = &lazySet{open: func() storage.ChunkSeriesSet {
+				set := open()
+				if whole {
+					if err := c.admit(set); err != nil {
+						return storage.ErrChunkSeriesSet(err)
+					}
+				}
+				return set
+			}}
 		}
 	}
 	sel.warner = warner{sets}
 	switch {
+	case ext.any() && sel.limit > 0:
+		sel.groups = &chargedGroups{groups: ext.groups(sets, nil), charger: c} // what the limit leaves out is not charged
 	case ext.any():
-		sel.groups = ext.groups(sets)
+		sel.groups = ext.groups(sets, c)
 	case len(sets) == 1:
-		sel.groups = &oneSet{ChunkSeriesSet: sets[0]}
+		sel.groups = &chargedGroups{groups: &oneSet{ChunkSeriesSet: sets[0]}, charger: c}
 	default:
-		sel.groups = merge.Sets(sets)
+		sel.groups = &chargedGroups{groups: merge.Sets(sets), charger: c}
 	}
 	return sel
 }
@@ -308,8 +320,7 @@ func (q *sampleQuerier) Select(ctx context.Context, sorted bool, hints *storage.
 	if hints != nil && hints.Func == seriesOnly {
 		return q.selectLabels(ctx, sorted, hints, ms)
 	}
-	sel := q.selectGroups(ctx, sorted, hints, q.qb.external(ms))
-	set := &seriesSet{selection: sel, estimate: q.estimate(ctx, hints, ms)}
+	set := &seriesSet{selection: q.selectGroups(ctx, sorted, hints, q.qb.external(ms), q.estimate(ctx, hints, ms).charger(q.budget(ctx)))}
 	// A query that looks at what hints say needs no trimming. The horizon must hold for it too.
 	if hints == nil || (q.clamped && hints.Start < q.mint) {
 		set.trim = true
@@ -317,24 +328,19 @@ func (q *sampleQuerier) Select(ctx context.Context, sorted bool, hints *storage.
 	return set
 }
 
-// seriesSet charges each series before it yields it.
+// seriesSet yields a selection's series.
 type seriesSet struct {
 	*selection
-	estimate estimator
-	trim     bool
-	slab     []storage.ChunkSeries
-	cur      storage.Series
-	err      error
+	trim bool
+	slab []storage.ChunkSeries
+	cur  storage.Series
 }
 
 func (s *seriesSet) Next() bool {
-	if s.err != nil || !s.selection.Next() {
+	if !s.selection.Next() {
 		return false
 	}
 	lset, parts := s.selection.At()
-	if s.err = s.estimate.charge(s.b, lset, parts); s.err != nil {
-		return false
-	}
 	if len(parts) == 1 {
 		s.cur = &plainSeries{lset: lset, part: parts[0]}
 	} else {
@@ -358,13 +364,6 @@ func (s *seriesSet) keep(parts []storage.ChunkSeries) []storage.ChunkSeries {
 
 func (s *seriesSet) At() storage.Series { return s.cur }
 
-func (s *seriesSet) Err() error {
-	if s.err != nil {
-		return s.err
-	}
-	return s.selection.Err()
-}
-
 // series is a merged series under the labels of the answer.
 type series struct {
 	lset labels.Labels
@@ -379,7 +378,7 @@ type chunkQuerier struct{ *querier }
 // Select implements storage.ChunkQuerier.
 func (q *chunkQuerier) Select(ctx context.Context, sorted bool, hints *storage.SelectHints, ms ...*labels.Matcher) storage.ChunkSeriesSet {
 	return &chunkSet{
-		selection: q.selectGroups(ctx, sorted, hints, q.qb.external(ms)),
+		selection: q.selectGroups(ctx, sorted, hints, q.qb.external(ms), nil),
 		o:         merge.EncodeOptions{StartTimestamps: q.qb.o.StartTimestamps},
 	}
 }

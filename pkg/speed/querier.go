@@ -3,6 +3,7 @@ package speed
 import (
 	"context"
 	"fmt"
+	"iter"
 	"math"
 	"slices"
 
@@ -50,13 +51,12 @@ func (q *querier) Select(ctx context.Context, sorted bool, hints *storage.Select
 			return storage.ErrChunkSeriesSet(err)
 		}
 	}
-	if sorted {
-		slices.SortFunc(c.found, func(a, b chunkSeries) int { return labels.Compare(a.labels, b.labels) })
-	}
+	set := &seriesSet{series: c.found, unsorted: sorted, i: -1}
 	if hints != nil && hints.Limit > 0 && len(c.found) > hints.Limit {
-		c.found = c.found[:hints.Limit]
+		set.sort()
+		set.series = set.series[:hints.Limit]
 	}
-	return &seriesSet{series: c.found, i: -1}
+	return set
 }
 
 // collector gathers the series of a query.
@@ -107,13 +107,35 @@ func (c *collector) add(sh *shard, refs []uint32) {
 	}
 }
 
-// seriesSet iterates over series that were found.
+// seriesSet iterates over series that were found. They are sorted, if need be, when the first one is asked for.
 type seriesSet struct {
-	series []chunkSeries
-	i      int
+	series   []chunkSeries
+	unsorted bool
+	i        int
+}
+
+var _ merge.Gathered = (*seriesSet)(nil)
+
+func (s *seriesSet) sort() {
+	if s.unsorted {
+		slices.SortFunc(s.series, func(a, b chunkSeries) int { return labels.Compare(a.labels, b.labels) })
+	}
+	s.unsorted = false
+}
+
+// Found implements merge.Gathered.
+func (s *seriesSet) Found() iter.Seq[storage.ChunkSeries] {
+	return func(yield func(storage.ChunkSeries) bool) {
+		for i := range s.series {
+			if !yield(&s.series[i]) {
+				return
+			}
+		}
+	}
 }
 
 func (s *seriesSet) Next() bool {
+	s.sort()
 	s.i++
 	return s.i < len(s.series)
 }
