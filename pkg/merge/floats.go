@@ -105,8 +105,8 @@ func (f *floatChunks) Next() bool {
 	}
 	n := min(len(f.rest), MaxFloats)
 	if f.window > 0 {
-		end := windowStart(f.rest[0].t, f.window) + f.window
-		n = sort.Search(n, func(i int) bool { return f.rest[i].t >= end })
+		last := windowLast(f.rest[0].t, f.window)
+		n = sort.Search(n, func(i int) bool { return f.rest[i].t > last })
 	}
 	var samples []floatSample
 	samples, f.rest = f.rest[:n], f.rest[n:]
