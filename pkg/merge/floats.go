@@ -16,7 +16,7 @@ type floatMerger struct {
 	samples []floatSample
 	tail    []floatSample
 	run     []floatSample
-	buf     []byte
+	writer  xorWriter
 	out     floatChunks
 	it      chunkenc.Iterator
 }
@@ -37,7 +37,7 @@ func (f *floatMerger) merge(c *cluster, mint, maxt int64) error {
 	f.samples = f.samples[:0]
 	for _, n := range c.members {
 		f.run = f.run[:0]
-		f.it = n.meta.Chunk.Iterator(f.it)
+		f.it = Samples(n.meta.Chunk, f.it)
 		last := int64(math.MinInt64)
 		for f.it.Next() != chunkenc.ValNone {
 			// What goes back in time inside of a chunk, which should not be, is dropped.
@@ -117,15 +117,9 @@ func (f *floatChunks) Next() bool {
 
 // encode makes a chunk. It grows where the one before it did, and is as large as it must be.
 func (f *floatMerger) encode(samples []floatSample) (chunkenc.Chunk, error) {
-	var growing chunkenc.XORChunk
-	growing.Reset(append(f.buf[:0], 0, 0)) // no samples yet
-	app, err := growing.Appender()
-	if err != nil {
-		return nil, err
-	}
+	f.writer.reset()
 	for i := range samples {
-		app.Append(0, samples[i].t, samples[i].v)
+		f.writer.append(samples[i].t, math.Float64bits(samples[i].v))
 	}
-	f.buf = growing.Bytes()
-	return chunkenc.FromData(chunkenc.EncXOR, bytes.Clone(f.buf))
+	return chunkenc.FromData(chunkenc.EncXOR, bytes.Clone(f.writer.chunk()))
 }

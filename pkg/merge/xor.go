@@ -85,7 +85,13 @@ func (it *xorIterator) Next() chunkenc.ValueType {
 		it.t += it.delta
 		it.value(peek(it.data, it.pos))
 	default:
-		it.time()
+		next := peek(it.data, it.pos)
+		if next>>62 != 0 {
+			it.time(next)
+			break
+		}
+		it.pos += 2 // Neither distance nor value change.
+		it.t += it.delta
 	}
 	if it.pos > 8*uint(len(it.data)) {
 		it.err = io.EOF
@@ -107,8 +113,8 @@ func (it *xorIterator) skip(n int) {
 }
 
 // time reads a sample behind the second one: how its distance to the one before differs from the distance before that, in one of five widths; then its value.
-func (it *xorIterator) time() {
-	next := peek(it.data, it.pos)
+// Of the bits ahead, next, at least 57 are right.
+func (it *xorIterator) time(next uint64) {
 	if next>>63 == 0 {
 		it.pos++
 		it.t += it.delta
