@@ -24,7 +24,7 @@ type EncodeOptions struct {
 	StartTimestamps bool
 	// Window, in milliseconds, cuts encoded chunks at multiples of it; 0 does not.
 	Window int64
-	// JoinBelow makes Chunks re-encode runs of neighbouring chunks with fewer samples than this, up to MaxFloats samples
+	// JoinBelow makes Chunks join runs of neighbouring chunks with fewer samples than this, up to MaxFloats samples
 	// together; 0 does not.
 	JoinBelow int
 }

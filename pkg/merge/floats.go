@@ -16,6 +16,7 @@ type floatMerger struct {
 	samples []floatSample
 	tail    []floatSample
 	run     []floatSample
+	joiner  floatJoiner
 	writer  xorWriter
 	out     floatChunks
 	it      chunkenc.Iterator
@@ -29,8 +30,10 @@ type floatSample struct {
 
 // ofFloats says whether all chunks of a cluster are such.
 func (c *cluster) ofFloats() bool {
-	return !slices.ContainsFunc(c.members, func(n member) bool { return n.meta.Chunk.Encoding() != chunkenc.EncXOR })
+	return !slices.ContainsFunc(c.members, func(n member) bool { return !ofFloats(n.meta) })
 }
+
+func ofFloats(m chunks.Meta) bool { return m.Chunk.Encoding() == chunkenc.EncXOR }
 
 // merge decodes the chunks of a cluster, which are in order of their start, and keeps the samples in [mint, maxt].
 func (f *floatMerger) merge(c *cluster, mint, maxt int64) error {

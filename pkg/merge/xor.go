@@ -2,6 +2,7 @@ package merge
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 	"math"
 
@@ -22,6 +23,9 @@ func Samples(c chunkenc.Chunk, reuse chunkenc.Iterator) chunkenc.Iterator {
 	it.reset(c.Bytes())
 	return it
 }
+
+// errNoWindow is met only by who sets leading to noWindow before the first sample. Otherwise the first window is, as Prometheus has it, of all bits.
+var errNoWindow = errors.New("a value's bits are in a window that was not written before")
 
 // xorIterator iterates over the samples of an XOR chunk.
 type xorIterator struct {
@@ -160,6 +164,10 @@ func (it *xorIterator) value(next uint64) {
 		if n <= enough-3 {
 			it.v ^= next << 2 >> (64 - n) << it.trailing
 			it.pos += uint(n)
+			return
+		}
+		if it.leading == noWindow {
+			it.err = errNoWindow
 			return
 		}
 		it.v ^= it.bits(n) << it.trailing

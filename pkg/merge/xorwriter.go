@@ -5,7 +5,7 @@ import (
 	"math/bits"
 )
 
-// xorWriter writes a chunk of the XOR encoding, to the byte as chunkenc.XORChunk does.
+// xorWriter writes a chunk of the XOR encoding, to the byte as chunkenc.XORChunk does. It can also go on with bits of another chunk.
 type xorWriter struct {
 	data              []byte
 	bits              uint64 // that are not in data yet, the first one highest
@@ -111,4 +111,13 @@ func (w *xorWriter) put(u uint64, n uint8) {
 	w.pending = n - free
 	w.data = binary.BigEndian.AppendUint64(w.data, w.bits|u>>w.pending)
 	w.bits = u << (64 - w.pending)
+}
+
+// copy writes the bits from one to another of other data.
+func (w *xorWriter) copy(data []byte, from, to uint) {
+	for from < to {
+		n := min(enough, to-from)
+		w.put(peek(data, from)>>(64-n), uint8(n))
+		from += n
+	}
 }
