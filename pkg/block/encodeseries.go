@@ -3,6 +3,7 @@ package block
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
@@ -140,17 +141,26 @@ func (d *decodedParts) add(all []storedChunk) error {
 		d.parts = append(d.parts, &chunkSeries{})
 	}
 	part := d.parts[n]
-	part.chks = part.chks[:0]
+	part.chks = slices.Grow(part.chks[:0], len(all))[:len(all)]
 	for i := range all {
 		c := &all[i]
-		chk, err := chunkenc.FromData(c.encoding(), c.data())
+		chk, err := openChunk(part.chks[i].Chunk, c.encoding(), c.data())
 		if err != nil {
 			return fmt.Errorf("%w: chunk at %d: %w", ErrCorrupt, c.mint, err)
 		}
-		part.chks = append(part.chks, chunks.Meta{Chunk: chk, MinTime: c.mint, MaxTime: c.maxt})
+		part.chks[i] = chunks.Meta{Chunk: chk, MinTime: c.mint, MaxTime: c.maxt}
 	}
 	d.series = append(d.series, part)
 	return nil
+}
+
+// openChunk makes a chunk of its data, of what an earlier one was if that fits; it may be nil.
+func openChunk(reuse chunkenc.Chunk, e chunkenc.Encoding, data []byte) (chunkenc.Chunk, error) {
+	if reuse == nil || reuse.Encoding() != e {
+		return chunkenc.FromData(e, data)
+	}
+	reuse.Reset(data)
+	return reuse, nil
 }
 
 // wait waits for the job.

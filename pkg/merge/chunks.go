@@ -43,7 +43,7 @@ type chunkMerger struct {
 	last    member          // The chunk that was passed on last; none where that was encoded.
 	cur     chunks.Meta
 	err     error
-	floats  floatMerger
+	floats  *floatMerger // nil until it is needed
 	spare   []*cluster
 }
 
@@ -83,7 +83,13 @@ func (m *chunkMerger) Next() bool {
 			m.drop(c)
 			return m.yield(n.meta, !follows)
 		}
-		m.enc, m.begins, m.last = m.encode(c), true, member{}
+		m.last = member{}
+		if joined, ok := m.joined(c); ok {
+			m.drop(c)
+			m.cur = joined
+			return true
+		}
+		m.enc, m.begins = m.encode(c), true
 		m.drop(c)
 	}
 	return false
@@ -265,13 +271,29 @@ func (c *cluster) extent() (samples, size int, vt chunkenc.ValueType) {
 	return samples, size, vt
 }
 
+// joined makes one chunk of those of a cluster, if there is nothing to be merged or left out.
+func (m *chunkMerger) joined(c *cluster) (chunks.Meta, bool) {
+	if len(c.members) == 1 || !c.ofFloats() {
+		return chunks.Meta{}, false
+	}
+	return m.floatMerger().joiner.join(c, m.mint, m.maxt, m.o.Window)
+}
+
 // encode merges the samples of a cluster to chunks.
 func (m *chunkMerger) encode(c *cluster) chunks.Iterator {
 	if !c.ofFloats() {
 		return Encode(m.samples(c), m.o)
 	}
-	m.err = m.floats.merge(c, m.mint, m.maxt)
-	return m.floats.chunks(m.o)
+	f := m.floatMerger()
+	m.err = f.merge(c, m.mint, m.maxt)
+	return f.chunks(m.o)
+}
+
+func (m *chunkMerger) floatMerger() *floatMerger {
+	if m.floats == nil {
+		m.floats = &floatMerger{}
+	}
+	return m.floats
 }
 
 // samples merges the chunks of a cluster, those of one input one after another.

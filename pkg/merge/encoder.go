@@ -2,6 +2,7 @@ package merge
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/tsdb/chunkenc"
@@ -23,7 +24,7 @@ type EncodeOptions struct {
 	StartTimestamps bool
 	// Window, in milliseconds, cuts encoded chunks at multiples of it; 0 does not.
 	Window int64
-	// JoinBelow makes Chunks re-encode runs of neighbouring chunks with fewer samples than this, up to MaxFloats samples
+	// JoinBelow makes Chunks join runs of neighbouring chunks with fewer samples than this, up to MaxFloats samples
 	// together; 0 does not.
 	JoinBelow int
 }
@@ -39,7 +40,7 @@ type Encoder struct {
 	vt         chunkenc.ValueType
 	n          int
 	mint, maxt int64
-	windowEnd  int64
+	windowLast int64
 
 	// Appending a histogram may change it; these are what is handed to the appender instead of the caller's.
 	h  histogram.Histogram
@@ -133,7 +134,7 @@ func (e *Encoder) prepare(vt chunkenc.ValueType, st, t int64) (done chunks.Meta,
 	}
 	e.vt, e.mint = vt, t
 	if e.o.Window > 0 {
-		e.windowEnd = windowStart(t, e.o.Window) + e.o.Window
+		e.windowLast = windowLast(t, e.o.Window)
 	}
 	return done, ok, prev, nil
 }
@@ -142,7 +143,7 @@ func (e *Encoder) mustCut(vt chunkenc.ValueType, st, t int64) bool {
 	switch {
 	case vt != e.vt:
 		return true
-	case e.o.Window > 0 && t >= e.windowEnd:
+	case e.o.Window > 0 && t > e.windowLast:
 		return true
 	case e.o.StartTimestamps && st != 0 && !hasST(e.chk.Encoding()):
 		return true
@@ -191,6 +192,14 @@ func valueType(e chunkenc.Encoding) chunkenc.ValueType {
 		return chunkenc.ValFloatHistogram
 	}
 	return chunkenc.ValNone
+}
+
+// windowLast is the last time in t's window of w.
+func windowLast(t, w int64) int64 {
+	if last := windowStart(t, w) + (w - 1); last >= t {
+		return last
+	}
+	return math.MaxInt64 // The range of time ends before the window.
 }
 
 // windowStart is the multiple of w at or before t.

@@ -16,7 +16,8 @@ type floatMerger struct {
 	samples []floatSample
 	tail    []floatSample
 	run     []floatSample
-	buf     []byte
+	joiner  floatJoiner
+	writer  xorWriter
 	out     floatChunks
 	it      chunkenc.Iterator
 }
@@ -29,15 +30,17 @@ type floatSample struct {
 
 // ofFloats says whether all chunks of a cluster are such.
 func (c *cluster) ofFloats() bool {
-	return !slices.ContainsFunc(c.members, func(n member) bool { return n.meta.Chunk.Encoding() != chunkenc.EncXOR })
+	return !slices.ContainsFunc(c.members, func(n member) bool { return !ofFloats(n.meta) })
 }
+
+func ofFloats(m chunks.Meta) bool { return m.Chunk.Encoding() == chunkenc.EncXOR }
 
 // merge decodes the chunks of a cluster, which are in order of their start, and keeps the samples in [mint, maxt].
 func (f *floatMerger) merge(c *cluster, mint, maxt int64) error {
 	f.samples = f.samples[:0]
 	for _, n := range c.members {
 		f.run = f.run[:0]
-		f.it = n.meta.Chunk.Iterator(f.it)
+		f.it = Samples(n.meta.Chunk, f.it)
 		last := int64(math.MinInt64)
 		for f.it.Next() != chunkenc.ValNone {
 			// What goes back in time inside of a chunk, which should not be, is dropped.
@@ -105,8 +108,8 @@ func (f *floatChunks) Next() bool {
 	}
 	n := min(len(f.rest), MaxFloats)
 	if f.window > 0 {
-		end := windowStart(f.rest[0].t, f.window) + f.window
-		n = sort.Search(n, func(i int) bool { return f.rest[i].t >= end })
+		last := windowLast(f.rest[0].t, f.window)
+		n = sort.Search(n, func(i int) bool { return f.rest[i].t > last })
 	}
 	var samples []floatSample
 	samples, f.rest = f.rest[:n], f.rest[n:]
@@ -117,15 +120,9 @@ func (f *floatChunks) Next() bool {
 
 // encode makes a chunk. It grows where the one before it did, and is as large as it must be.
 func (f *floatMerger) encode(samples []floatSample) (chunkenc.Chunk, error) {
-	var growing chunkenc.XORChunk
-	growing.Reset(append(f.buf[:0], 0, 0)) // no samples yet
-	app, err := growing.Appender()
-	if err != nil {
-		return nil, err
-	}
+	f.writer.reset()
 	for i := range samples {
-		app.Append(0, samples[i].t, samples[i].v)
+		f.writer.append(samples[i].t, math.Float64bits(samples[i].v))
 	}
-	f.buf = growing.Bytes()
-	return chunkenc.FromData(chunkenc.EncXOR, bytes.Clone(f.buf))
+	return chunkenc.FromData(chunkenc.EncXOR, bytes.Clone(f.writer.chunk()))
 }

@@ -303,6 +303,29 @@ func TestEncoderCuts(t *testing.T) {
 	}
 }
 
+// TestWindowsAtTheEndsOfTime cuts chunks where the last window does not end before time does, or the first one begins.
+func TestWindowsAtTheEndsOfTime(t *testing.T) {
+	for _, times := range [][]int64{
+		{maxTime - 120, maxTime - 110, maxTime - 50, maxTime - 1, maxTime},
+		{minTime, minTime + 1, minTime + 50, minTime + 90, minTime + 150},
+	} {
+		o := EncodeOptions{Window: 100}
+		metas, got := readChunks(t, Chunks([]storage.ChunkSeries{listSeries(floats(t, times[:4]...)), listSeries(floats(t, times[2:]...))}, minTime, maxTime, o), minTime, maxTime)
+		require.Len(t, got, len(times))
+		var encoded []sample
+		for _, x := range times {
+			encoded = append(encoded, sample{t: x, v: float64(x)})
+		}
+		require.Equal(t, encoded, got)
+		for _, all := range [][]chunks.Meta{metas, encodeAll(t, encoded, o)} {
+			require.Len(t, all, 3)
+			for _, m := range all {
+				require.Equal(t, windowLast(m.MinTime, o.Window), windowLast(m.MaxTime, o.Window))
+			}
+		}
+	}
+}
+
 func TestEncoderLeavesTheHistogramAlone(t *testing.T) {
 	first := &histogram.Histogram{Count: 2, Schema: 1, PositiveSpans: []histogram.Span{{Length: 2}}, PositiveBuckets: []int64{2, -2}}
 	second := &histogram.Histogram{Count: 3, Schema: 1, PositiveSpans: []histogram.Span{{Length: 1}}, PositiveBuckets: []int64{3}}

@@ -2,6 +2,7 @@ package merge
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 	"math"
 
@@ -22,6 +23,9 @@ func Samples(c chunkenc.Chunk, reuse chunkenc.Iterator) chunkenc.Iterator {
 	it.reset(c.Bytes())
 	return it
 }
+
+// errNoWindow is met only by who sets leading to noWindow before the first sample. Otherwise the first window is, as Prometheus has it, of all bits.
+var errNoWindow = errors.New("a value's bits are in a window that was not written before")
 
 // xorIterator iterates over the samples of an XOR chunk.
 type xorIterator struct {
@@ -85,7 +89,13 @@ func (it *xorIterator) Next() chunkenc.ValueType {
 		it.t += it.delta
 		it.value(peek(it.data, it.pos))
 	default:
-		it.time()
+		next := peek(it.data, it.pos)
+		if next>>62 != 0 {
+			it.time(next)
+			break
+		}
+		it.pos += 2 // Neither distance nor value change.
+		it.t += it.delta
 	}
 	if it.pos > 8*uint(len(it.data)) {
 		it.err = io.EOF
@@ -107,8 +117,8 @@ func (it *xorIterator) skip(n int) {
 }
 
 // time reads a sample behind the second one: how its distance to the one before differs from the distance before that, in one of five widths; then its value.
-func (it *xorIterator) time() {
-	next := peek(it.data, it.pos)
+// Of the bits ahead, next, at least 57 are right.
+func (it *xorIterator) time(next uint64) {
 	if next>>63 == 0 {
 		it.pos++
 		it.t += it.delta
@@ -154,6 +164,10 @@ func (it *xorIterator) value(next uint64) {
 		if n <= enough-3 {
 			it.v ^= next << 2 >> (64 - n) << it.trailing
 			it.pos += uint(n)
+			return
+		}
+		if it.leading == noWindow {
+			it.err = errNoWindow
 			return
 		}
 		it.v ^= it.bits(n) << it.trailing

@@ -24,6 +24,17 @@ func decode(it chunkenc.Iterator) (out []decoded, failed bool) {
 	return out, it.Err() != nil
 }
 
+func xorChunk(t testing.TB, samples ...decoded) chunkenc.Chunk {
+	t.Helper()
+	c := chunkenc.NewXORChunk()
+	app, err := c.Appender()
+	require.NoError(t, err)
+	for _, s := range samples {
+		app.Append(0, s.t, math.Float64frombits(s.v))
+	}
+	return c
+}
+
 // randomXOR is a chunk with all widths of times and values.
 func randomXOR(t testing.TB, r *rand.Rand, n int) *chunkenc.XORChunk {
 	c := chunkenc.NewXORChunk()
