@@ -208,6 +208,9 @@ func (c *config) queries(end time.Time) []query {
 		}
 	}
 	const range5m = "[5m])) by (region)"
+	add("one series", `rate(fast_metric_001_total{instance="host-077.example.internal:9100"}[5m])`, time.Hour, day-time.Hour)
+	add("one series", `sum_over_time(slow_metric_123_total{instance="host-077.example.internal:9100"}[1h])`, 30*day-2*time.Hour)
+	add("one host of 10 metrics", `sum({__name__=~"slow_metric_04._total", instance="host-077.example.internal:9100"}) by (region)`, time.Hour, day-2*time.Hour, 30*day-2*time.Hour)
 	add("one metric", "sum(rate(fast_metric_001_total"+range5m, time.Hour, day-time.Hour)
 	add("one metric", "sum(sum_over_time(slow_metric_123_total[1h])) by (region)", 30*day-2*time.Hour)
 	add("20 hosts of 10 metrics", `sum({__name__=~"slow_metric_04._total", instance=~"host-0.0.*|host-1.5.*"}) by (region)`, time.Hour, day-2*time.Hour, 30*day-2*time.Hour)

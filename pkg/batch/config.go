@@ -97,7 +97,7 @@ func (c Config) opens(inputs []block.Meta) int {
 
 // footprint is how many bytes of memory an input takes, as far as its meta tells: the header of its index, with where each entry begins, and the
 // references of its series. Its share of the output takes as much or more, after the inputs' samples have been read: where these had
-// their half of the limit, the output's postings are gathered, and it is read back with a tally of each label.
+// their half of the limit, it gathers symbols, with a rank for each of every input, labels that it counts the series of, and postings.
 func footprint(m *block.Meta) int64 {
 	const bytesPerSeries = 16 // references, as postings and as read back, in slices that grow
 	header := m.HeaderSize()

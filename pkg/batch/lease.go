@@ -53,6 +53,7 @@ type leases struct {
 type lease struct {
 	labels   map[string]string
 	claimant *claim.Claimant // nil where the lease could not be looked after, and jobs are run without it
+	number   uint64          // of the claim, when it was taken
 	stop     context.CancelFunc
 	renewing sync.WaitGroup
 }
@@ -64,8 +65,8 @@ func (l *lease) valid() bool {
 	if l.claimant == nil {
 		return true
 	}
-	_, err := l.claimant.Held()
-	return err == nil
+	number, err := l.claimant.Held()
+	return err == nil && number == l.number // or another had it in between
 }
 
 // lease drops the jobs that are left to other processes. fresh says that a lease became the run's own just now: whoever had it may have done its jobs.
@@ -131,6 +132,7 @@ func (u *run) take(ctx context.Context, l *lease) error {
 		u.unwatch(l)
 		l.claimant = nil
 	default:
+		l.number, _ = l.claimant.Held()
 		u.renew(ctx, l)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -287,4 +288,57 @@ func objectsBelow(t *testing.T, bkt objstore.Bucket, dir string) (names []string
 		return nil
 	}, objstore.WithRecursiveIter()))
 	return names
+}
+
+// panicBucket panics at one upload of a block's file.
+type panicBucket struct {
+	objstore.Bucket
+	armed atomic.Bool
+}
+
+func (b *panicBucket) Upload(ctx context.Context, name string, r io.Reader, o ...objstore.ObjectUploadOption) error {
+	if !strings.HasPrefix(name, LeaseFolder) && b.armed.Swap(false) {
+		panic("on purpose")
+	}
+	return b.Bucket.Upload(ctx, name, r, o...)
+}
+
+// Whoever runs jobs may recover from a panic and go on: what others wait for is given up.
+func TestLeaseOfAJobThatPanicsIsGivenUp(t *testing.T) {
+	for _, place := range []string{"", "place"} {
+		t.Run("place="+place, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				bkt := &panicBucket{Bucket: objstore.NewInMemBucket()}
+				w := due(t, bkt)
+				one, two := w.runner(leasing("one", place)), w.runner(leasing("two", place))
+				bkt.armed.Store(true)
+				require.PanicsWithValue(t, "on purpose", func() { _, _ = one.Run(t.Context(), false) })
+				_, err := two.Run(t.Context(), false)
+				require.NoError(t, err)
+				_, err = one.Run(t.Context(), false)
+				require.NoError(t, err)
+			})
+		})
+	}
+}
+
+// A run whose lease another process had meanwhile does not go on with the plan that it made before.
+func TestLeaseThatAnotherHadInBetweenIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := due(t, objstore.NewInMemBucket())
+		one, two := w.runner(leasing("one", "")), w.runner(leasing("two", ""))
+		u := one.newRun(false)
+		l := u.newLease(writerA)
+		require.NoError(t, u.take(t.Context(), l))
+		l.stop() // as where the process is suspended
+		l.renewing.Wait()
+		require.True(t, l.valid())
+		time.Sleep(3 * DefaultLeaseTimes().Expire)
+		_, err := two.Run(t.Context(), true)
+		require.NoError(t, err)
+		require.NoError(t, l.claimant.Step(t.Context()))
+		_, err = l.claimant.Held()
+		require.NoError(t, err)
+		require.False(t, l.valid())
+	})
 }

@@ -179,8 +179,7 @@ func (r *Runner) Run(ctx context.Context, force bool) (Summary, error) {
 	}
 	began := r.now()
 	u := r.newRun(force)
-	err := u.all(ctx)
-	u.dropLeases()
+	err := u.work(ctx)
 	r.setPlanned(nil)
 	u.summary.Took = r.now().Sub(began)
 	r.metrics.runs.Inc()
@@ -195,6 +194,12 @@ func (r *Runner) Run(ctx context.Context, force bool) (Summary, error) {
 	}
 	r.metrics.lastSuccess.Set(float64(r.now().UnixMilli()) / 1e3)
 	return u.summary, nil
+}
+
+// work is all, after which no lease is held. Others would wait without end for one that is still renewed after a panic.
+func (u *run) work(ctx context.Context) error {
+	defer u.dropLeases()
+	return u.all(ctx)
 }
 
 // newRun is called by whoever has the turn.

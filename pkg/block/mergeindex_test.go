@@ -57,6 +57,27 @@ func awkwardInput(r *rand.Rand, series int, own string, lo, hi int64) (in memInp
 	return in
 }
 
+// However many series there are, they are read again about once for each label that a series has, not once for so many references.
+func TestSeriesAreReadAgainOncePerLabel(t *testing.T) {
+	const labelsOfEach = 12
+	for _, series := range []uint32{1_000, 10_000, 100_000} {
+		w := &indexWriter{ahead: 1_000, series: series}
+		sorted := []*labelPair{{series: series}} // all
+		for name := range uint32(labelsOfEach) {
+			for range name + 1 {
+				sorted = append(sorted, &labelPair{name: name, series: series / (name + 1)})
+			}
+		}
+		passes := 0
+		for ; len(sorted) > 0; passes++ {
+			n, total := w.nextLabels(sorted)
+			require.LessOrEqual(t, total, max(w.ahead, series))
+			sorted = sorted[n:]
+		}
+		require.LessOrEqual(t, passes, 2*(labelsOfEach+1))
+	}
+}
+
 // TestIndexIsPrometheus writes an index with Prometheus's writer, too: the bytes are the same, also where postings are sorted in many steps.
 func TestIndexIsPrometheus(t *testing.T) {
 	for seed := range uint64(40) {

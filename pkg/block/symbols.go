@@ -2,6 +2,7 @@ package block
 
 import (
 	"cmp"
+	"fmt"
 	"strings"
 
 	"github.com/prometheus/prometheus/tsdb/index"
@@ -27,8 +28,8 @@ func (u *symbolUnion) next() bool {
 	} else {
 		for _, i := range u.at {
 			ok := u.its[i].Next()
-			for ok && u.its[i].At() <= u.cur {
-				ok = u.its[i].Next()
+			if ok && u.its[i].At() <= u.cur {
+				u.err = fmt.Errorf("%w: symbol %q is not behind %q", ErrCorrupt, u.its[i].At(), u.cur)
 			}
 			u.push(i, ok)
 		}

@@ -11,7 +11,8 @@ import (
 	"slices"
 )
 
-// postingsAhead is how many references of series are sorted into postings at a time, if no single label has more.
+// postingsAhead is how many references of series are sorted into postings at a time. Where there are more series, it is as many as there are of these: the
+// postings of all series, or of a label that all have, take as much, and the series are not read again more often than once for each of their labels.
 const postingsAhead = 2 << 20
 
 // postingsAlign is the unit of where postings begin. As they have 4 bytes a reference, only the first ones need padding.
@@ -69,19 +70,14 @@ func (p *labelPairs) sorted() []*labelPair {
 }
 
 // writePostings writes the references of all series, and those of each label. It reads the entries of the series again, once for as many
-// labels as have no more than w.ahead of them, so that memory does not grow with the number of labels of a series.
+// labels as have no more than w.ahead or as many as there are of them, so that memory does not grow with the number of labels of a series.
 func (w *indexWriter) writePostings(ctx context.Context, sorted []*labelPair) error {
 	if err := w.flush(); err != nil {
 		return err
 	}
 	var buf []uint32
 	for len(sorted) > 0 {
-		n, total := 0, uint32(0)
-		for n < len(sorted) && (n == 0 || total+sorted[n].series <= w.ahead) {
-			sorted[n].place = total
-			total += sorted[n].series
-			n++
-		}
+		n, total := w.nextLabels(sorted)
 		buf = slices.Grow(buf[:0], int(total))
 		refs := buf[:total]
 		if err := w.sortRefs(ctx, refs); err != nil {
@@ -97,6 +93,17 @@ func (w *indexWriter) writePostings(ctx context.Context, sorted []*labelPair) er
 		sorted = sorted[n:]
 	}
 	return nil
+}
+
+// nextLabels gives a place to the references of the first n labels, as many as are sorted at a time, and returns how many references these have.
+func (w *indexWriter) nextLabels(sorted []*labelPair) (n int, total uint32) {
+	ahead := max(w.ahead, w.series)
+	for n < len(sorted) && total+sorted[n].series <= ahead {
+		sorted[n].place = total
+		total += sorted[n].series
+		n++
+	}
+	return n, total
 }
 
 // sortRefs puts the references of the series where their labels have a place. What comes back from a disk need not be what was written: numbers of labels are
