@@ -328,7 +328,7 @@ func TestPrometheusAndMillraceGiveTheSameAnswersWhicheverLayerHoldsTheData(t *te
 	deliver(10)
 	clearBucket = obstruct(t, bucket)
 	code, raw = m.runBatch()
-	require.Equal(t, http.StatusInternalServerError, code, raw)
+	require.Equal(t, http.StatusServiceUnavailable, code, raw)
 	require.NoError(t, holds(m, "level0"))
 	clearBucket()
 	clearBlocks = obstruct(t, blocks)
