@@ -20,7 +20,8 @@ import (
 // a new one, above all that are read back in the background. Since nobody can tell what is in a log before it has been read, down to samples of any age, queries of the speed
 // layer wait for all of them; so do flushes, uploads and batch jobs, which keep the order of generations, and deletions.
 //
-// A process that is killed again and again while it reads does not leave ever more logs behind: the young one that it began is short, so the next start goes on with it.
+// A process that is killed again and again while it reads does not leave ever more behind: with a young log that is short the next start goes on, and what logs will take counts
+// for the limits of memory and disk before they are read.
 
 // newestLog says when the generation of the newest log goes on.
 type newestLog struct {
@@ -92,6 +93,7 @@ func (e *Engine) findLogs(numbers []uint64, highest uint64) *recovery {
 	e.mu.Lock()
 	e.unread, e.replaying = unread, time.Now()
 	e.mu.Unlock()
+	e.measureDisk() // before the first write is accepted
 	return r
 }
 
