@@ -88,7 +88,7 @@ func (e *Engine) findLogs(numbers []uint64, highest uint64) *recovery {
 		unread, sources = append(unread, r.newest), append(sources, serving.Entry{Source: r.newest})
 	}
 	e.set.Replace(nil, sources)
-	e.exemplars.keepApart()
+	e.exemplars.keepApart(r.highest)
 	e.metadata.noteGenerations()
 	e.mu.Lock()
 	e.unread, e.replaying = unread, time.Now()
@@ -275,6 +275,7 @@ func (e *Engine) readBack(ctx context.Context, l *unreadLog, r *recovery) error 
 		r.offer(nil)
 		return nil
 	}
+	e.exemplars.wasRead(l.number)
 	stats := g.mem.Stats()
 	e.logger.Info("replayed a log", "generation", g.Number, "series", stats.Series, "samples", stats.Samples, "took", time.Since(began))
 	if l != r.newest || !e.mayContinue(g) {
