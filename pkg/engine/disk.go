@@ -15,7 +15,7 @@ const reserveBytes = 256 << 20
 // diskUsage is what waits below the data path, and what it may take, measured every second.
 type diskUsage struct {
 	used, limit int64 // log and local blocks
-	pending     int64 // what the generations in memory will need as blocks, beside their logs
+	pending     int64 // what the generations in memory and in logs will need as blocks, beside these logs
 	free        int64 // of the file system; -1 where it is not known
 	reserve     int64
 }
@@ -31,7 +31,7 @@ func (u *diskUsage) refusal() error {
 	return nil
 }
 
-// scratchRoom tells batch jobs how much of the disk they may take: not what is kept free, nor what the generations in memory will need.
+// scratchRoom tells batch jobs how much of the disk they may take: not what is kept free, nor what generations will need.
 func (e *Engine) scratchRoom() (bytes int64, known bool) {
 	e.measureDisk() // the job before has just written
 	u := e.disk.Load()
@@ -55,10 +55,7 @@ func (e *Engine) measureDisk() {
 		stats := g.mem.Stats()
 		own := stats.Bytes / 2
 		u.pending += own
-		log := g.replayedSize // of a log that is closed, as it only was read back
-		if g.log != nil {
-			log = g.log.Size()
-		}
+		log := g.logSize()
 		u.used += log
 		own += log
 		if !g.sealed && stats.Samples > 0 {
@@ -67,8 +64,8 @@ func (e *Engine) measureDisk() {
 	}
 	for _, l := range e.unread {
 		u.used += l.size
-		u.pending += l.bytes() / 2
 	}
+	u.pending += e.expectedMemory() / 2
 	for _, b := range e.local {
 		u.used += b.size
 	}

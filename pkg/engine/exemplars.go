@@ -31,7 +31,7 @@ const (
 
 // exemplars is a bounded ring of the newest exemplars; Prometheus's own, which has a lock of its own. Like metadata it is saved whenever a log is about to
 // go. A restart reads the file and then replays the logs: of what is in both, the ring keeps one. Until that is done, what each generation brings is kept apart, as a ring's
-// order is that of arrival.
+// order is that of arrival; in three rings at most, however many generations there are: of the log that is being read, of those that were, and of what arrives.
 type exemplars struct {
 	size     int64 // of the ring; without one nothing is kept, saved or loaded
 	changed  atomic.Bool
@@ -40,8 +40,9 @@ type exemplars struct {
 
 	mu   sync.RWMutex // guards the pointers: held for reading while a ring is added to, for writing while another one takes its place
 	ring *tsdb.CircularExemplarStorage
-	// apart are the rings of generations while logs are replayed, in whatever order that happens; nil afterwards.
-	apart map[uint64]*tsdb.CircularExemplarStorage
+	// apart are the rings of generations while logs are replayed, newest first; nil afterwards. What arrives meanwhile has one ring, with the number arriving.
+	apart    map[uint64]*tsdb.CircularExemplarStorage
+	arriving uint64
 }
 
 // seriesExemplar is an exemplar with its series.
@@ -74,11 +75,11 @@ func newRing(size int64) (*tsdb.CircularExemplarStorage, error) {
 	return ring, nil
 }
 
-// keepApart keeps what generations bring from now on apart, until join.
-func (x *exemplars) keepApart() {
+// keepApart keeps what generations bring from now on apart, until join. No log has a higher number than the one given, and what arrives has no lower one.
+func (x *exemplars) keepApart(highest uint64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.apart = map[uint64]*tsdb.CircularExemplarStorage{}
+	x.apart, x.arriving = map[uint64]*tsdb.CircularExemplarStorage{}, highest+1
 }
 
 // forget gives up what a replay that failed has brought.
@@ -95,6 +96,7 @@ func (x *exemplars) lock(generation uint64) *tsdb.CircularExemplarStorage {
 		if x.apart == nil {
 			return x.ring
 		}
+		generation = min(generation, x.arriving)
 		if ring := x.apart[generation]; ring != nil {
 			return ring
 		}
@@ -116,14 +118,39 @@ func (x *exemplars) makeRoom(generation uint64) {
 	x.apart[generation] = ring
 }
 
+// wasRead puts what a log brought below what later generations did, where these brought something. None that is between them is still to be read.
+func (x *exemplars) wasRead(generation uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	numbers := slices.Sorted(maps.Keys(x.apart))
+	at, found := slices.BinarySearch(numbers, generation)
+	if !found || at+1 == len(numbers) {
+		return
+	}
+	both, err := newRing(x.size)
+	if err != nil {
+		return // join does it
+	}
+	later := numbers[at+1]
+	pour(both, x.apart[generation])
+	pour(both, x.apart[later])
+	x.apart[later] = both
+	delete(x.apart, generation)
+}
+
+// pour adds what a ring holds to another.
+func pour(to, from *tsdb.CircularExemplarStorage) {
+	for _, e := range entries(from) {
+		_ = to.AddExemplar(e.series, e.Exemplar) // its own ring has taken it
+	}
+}
+
 // join brings together, in the order of generations, what came while logs were replayed.
 func (x *exemplars) join() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, generation := range slices.Sorted(maps.Keys(x.apart)) {
-		for _, e := range entries(x.apart[generation]) {
-			_ = x.ring.AddExemplar(e.series, e.Exemplar) // its own ring has taken it
-		}
+		pour(x.ring, x.apart[generation])
 	}
 	x.apart = nil
 }

@@ -120,6 +120,33 @@ func TestExemplarsOutliveTheLogsThatTheyCameWith(t *testing.T) {
 	require.Equal(t, want, readExemplars(t, e))
 }
 
+// However many generations bring exemplars while logs are replayed, three rings hold them, and in the end they are in the order of arrival.
+func TestExemplarsOfManyLogsAreInFewRings(t *testing.T) {
+	const logs = 10
+	x, err := newExemplars(2*logs, prometheus.NewRegistry())
+	require.NoError(t, err)
+	bring := func(generation uint64) {
+		key := ingest.LabelsKey(nil, labels.FromStrings("series", strconv.FormatUint(generation, 10)))
+		require.True(t, x.add(generation, &ingest.Batch{Series: []ingest.Series{{Key: key, Exemplars: []ingest.Exemplar{{T: 1, V: float64(generation)}}}}}, nil))
+		require.LessOrEqual(t, len(x.apart), 3)
+	}
+	x.keepApart(logs)
+	for n := uint64(logs); n > 0; n-- { // newest first
+		bring(n)
+		x.wasRead(n)
+		if n%2 == 0 {
+			bring(logs + 1 + (logs-n)/2) // arrives meanwhile
+		}
+	}
+	x.join()
+	var got []float64
+	for _, e := range x.all() {
+		got = append(got, e.Value)
+	}
+	require.Len(t, got, logs+logs/2)
+	require.IsIncreasing(t, got)
+}
+
 func TestExemplarsOfAKilledProcess(t *testing.T) {
 	path := t.TempDir()
 	now := time.Now().UnixMilli()

@@ -172,6 +172,14 @@ func (g *generation) name() string { return logName(g.Number) }
 
 func logName(number uint64) string { return fmt.Sprintf("%020d", number) }
 
+// logSize is the size of the log in bytes. The caller holds Engine.mu.
+func (g *generation) logSize() int64 {
+	if g.log != nil {
+		return g.log.Size()
+	}
+	return g.replayedSize // of a log that is closed, as it only was read back
+}
+
 // logDir is the folder of a generation's log.
 func (e *Engine) logDir(number uint64) string {
 	return filepath.Join(e.data.path, walDir, logName(number))

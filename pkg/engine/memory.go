@@ -12,23 +12,22 @@ import (
 // fallbackMemory is assumed where the system does not tell.
 const fallbackMemory = 4 << 30
 
-// full says whether a generation is to be sealed early. Several may be in memory at once: one that is filled and some that are written.
-func (e *Engine) full(g *generation) bool { return g.mem.Stats().Bytes > e.cfg.Speed.MemoryLimit/4 }
+// fullBytes is the memory with which a generation is sealed early. Several may be in memory at once: one that is filled and some that are written.
+func (e *Engine) fullBytes() int64 { return e.cfg.Speed.MemoryLimit / 4 }
+
+func (e *Engine) full(g *generation) bool { return g.mem.Stats().Bytes > e.fullBytes() }
 
 // memoryRefusal says why writes have to wait for memory, or nil. Sealed generations pile up when blocks cannot be written, or not as fast as
-// samples arrive. What is kept of a generation that has become blocks only spares memory as long as there is enough: it goes first.
+// samples arrive, and while logs are replayed. What is kept of a generation that has become blocks only spares memory as long as there is enough: it goes first.
 func (e *Engine) memoryRefusal() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	held, sealed := int64(0), 0
+	held, sealed := e.expectedMemory(), 0
 	for _, g := range e.generations {
 		held += g.mem.Stats().Bytes
 		if g.sealed {
 			sealed++
 		}
-	}
-	for _, l := range e.unread {
-		held += l.bytes()
 	}
 	limit := e.cfg.Speed.MemoryLimit
 	if len(e.generations) > 0 { // The others inherit from one that is counted itself.
@@ -39,8 +38,12 @@ func (e *Engine) memoryRefusal() error {
 	if held <= limit {
 		return nil
 	}
+	if n := len(e.unread); n > 0 {
+		return fmt.Errorf("%d generations, %d of them in logs that are not replayed yet, will hold more memory than --speed.memory-limit=%s",
+			len(e.generations)+n, n, sizeText(limit))
+	}
 	return fmt.Errorf("%d generations, %d of them sealed and not blocks yet, hold more memory than --speed.memory-limit=%s",
-		len(e.generations)+len(e.unread), sealed+len(e.unread), sizeText(limit))
+		len(e.generations), sealed, sizeText(limit))
 }
 
 // setMemoryLimit gives the runtime a soft limit, unless GOMEMLIMIT did, and returns the limit in force, in bytes. Without one the collector would

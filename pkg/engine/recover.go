@@ -20,7 +20,8 @@ import (
 // a new one, above all that are read back in the background. Since nobody can tell what is in a log before it has been read, down to samples of any age, queries of the speed
 // layer wait for all of them; so do flushes, uploads and batch jobs, which keep the order of generations, and deletions.
 //
-// A process that is killed again and again while it reads does not leave ever more logs behind: the young one that it began is short, so the next start goes on with it.
+// A process that is killed again and again while it reads does not leave ever more behind: with a young log that is short the next start goes on, and what logs will take counts
+// for the limits of memory and disk before they are read.
 
 // newestLog says when the generation of the newest log goes on.
 type newestLog struct {
@@ -87,11 +88,12 @@ func (e *Engine) findLogs(numbers []uint64, highest uint64) *recovery {
 		unread, sources = append(unread, r.newest), append(sources, serving.Entry{Source: r.newest})
 	}
 	e.set.Replace(nil, sources)
-	e.exemplars.keepApart()
+	e.exemplars.keepApart(r.highest)
 	e.metadata.noteGenerations()
 	e.mu.Lock()
 	e.unread, e.replaying = unread, time.Now()
 	e.mu.Unlock()
+	e.measureDisk() // before the first write is accepted
 	return r
 }
 
@@ -273,6 +275,7 @@ func (e *Engine) readBack(ctx context.Context, l *unreadLog, r *recovery) error 
 		r.offer(nil)
 		return nil
 	}
+	e.exemplars.wasRead(l.number)
 	stats := g.mem.Stats()
 	e.logger.Info("replayed a log", "generation", g.Number, "series", stats.Series, "samples", stats.Samples, "took", time.Since(began))
 	if l != r.newest || !e.mayContinue(g) {
