@@ -23,7 +23,7 @@ const (
 	maxClockObject = 4096
 	// A reading is sure when so many later ones were taken, each a part of the grace after the one before. With fewer, two jumps ahead would do for a
 	// clock that is wrong; with more, runs that are days apart would wait for longer.
-	confirmations = 4
+	confirmations = 5
 	readingGap    = clockGrace / confirmations
 )
 
@@ -67,19 +67,21 @@ func (c clock) read(now int64) clock {
 	return next
 }
 
-// readClock finds out up to which time the clock is sure, where something goes by that: what retention rules drop, and blocks beyond a retention of a day or
-// more. With dry it writes nothing. After an error nothing is sure.
+// keepsClock says whether something of the settings goes by a time that is sure: what retention rules drop, and blocks beyond a retention of a day or more.
+func (u *run) keepsClock() bool { return len(u.config.Rules) > 0 || u.config.Retention >= clockGrace }
+
+// behindFor is from when on a clock that is behind is told of: that of two hosts always differs by a little.
+const behindFor = time.Minute
+
+// readClock finds out up to which time the clock is sure. With dry it writes nothing. After an error nothing is sure.
 func (u *run) readClock(ctx context.Context, dry bool) error {
-	if len(u.config.Rules) == 0 && u.config.Retention < clockGrace {
-		return nil
-	}
 	before, err := u.storedClock(ctx)
 	if err != nil {
 		return err
 	}
 	now := u.now().UnixMilli()
 	c := before.read(now)
-	if n := len(before.Readings); n > 0 && before.Readings[n-1] > now {
+	if n := len(before.Readings); n > 0 && before.Readings[n-1]-now > behindFor.Milliseconds() {
 		u.log.Warn("the clock is behind what a run has read of it before: what retention does not keep is removed when it has gone on for a day",
 			"now", time.UnixMilli(now).UTC(), "before", time.UnixMilli(before.Readings[n-1]).UTC())
 	}

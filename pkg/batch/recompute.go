@@ -63,8 +63,10 @@ func (r *Runner) RecomputeRange(ctx context.Context, mint, maxt int64, dry bool)
 	}
 	u := r.newRun(true)
 	defer u.dropLeases()
-	if err := u.readClock(ctx, dry); err != nil {
-		return nil, err
+	if u.keepsClock() {
+		if err := u.readClock(ctx, dry); err != nil {
+			return nil, err
+		}
 	}
 	l, err := u.list(ctx, nil)
 	if err != nil {

@@ -240,7 +240,10 @@ func (u *run) all(ctx context.Context) error {
 		return err
 	}
 	u.endQuarantines()
-	clockErr := u.readClock(ctx, false)
+	var clockErr error
+	if u.keepsClock() {
+		clockErr = u.readClock(ctx, false)
+	}
 	latest, err := u.jobs(ctx)
 	err = errors.Join(clockErr, err)
 	switch {

@@ -153,6 +153,10 @@ func endsOf(metas []block.Meta) map[ulid.ULID]int64 {
 
 // deleteMarked removes blocks whose mark is old enough. One that replaced others stays as long as these do, or they would be seen again.
 func (u *run) deleteMarked(ctx context.Context, l *listing) error {
+	var errs []error
+	if !u.keepsClock() && u.config.Retention == 0 && slices.ContainsFunc(l.blocks, func(b block.Listed) bool { return b.DeletionMark != nil && byClock(b.DeletionMark) }) {
+		errs = append(errs, u.readClock(ctx, false)) // the marks are those of others
+	}
 	metas := make([]block.Meta, 0, len(l.blocks))
 	due, left := map[ulid.ULID]bool{}, map[ulid.ULID]*block.Meta{}
 	for i, b := range l.blocks {
@@ -161,7 +165,6 @@ func (u *run) deleteMarked(ctx context.Context, l *listing) error {
 		due[b.Meta.ULID] = b.DeletionMark != nil && u.over(b.DeletionMark)
 	}
 	live := ids(block.Visible(metas))
-	var errs []error
 	for _, id := range inputsFirst(metas) {
 		hides := slices.ContainsFunc(left[id].Replaces(), func(other ulid.ULID) bool { return left[other] != nil })
 		if !due[id] || hides || ctx.Err() != nil {
@@ -191,7 +194,7 @@ func byClock(mark *block.DeletionMark) bool { return strings.HasPrefix(mark.Deta
 func (u *run) over(mark *block.DeletionMark) bool {
 	marked, grace := time.Unix(mark.DeletionTime, 0), u.config.DeletionDelay
 	if byClock(mark) {
-		if u.config.Retention >= clockGrace && marked.UnixMilli() > u.sure {
+		if short := u.config.Retention > 0 && u.config.Retention < clockGrace; !short && marked.UnixMilli() > u.sure {
 			return false
 		}
 		grace = max(grace, min(clockGrace, cmp.Or(u.config.Retention, clockGrace)))

@@ -78,6 +78,9 @@ func (w *indexWriter) writePostings(ctx context.Context, sorted []*labelPair) er
 	var buf []uint32
 	for len(sorted) > 0 {
 		n, total := w.nextLabels(sorted)
+		if n == 0 {
+			return fmt.Errorf("%w: label %d=%d is more often there than there are series", ErrCorrupt, sorted[0].name, sorted[0].value)
+		}
 		buf = slices.Grow(buf[:0], int(total))
 		refs := buf[:total]
 		if err := w.sortRefs(ctx, refs); err != nil {

@@ -90,7 +90,7 @@ func TestJoinedChunksHoldTheSamplesOfAll(t *testing.T) {
 	}
 }
 
-// A chunk may use a window that it did not write, of all bits, though no encoder that we know makes such chunks.
+// A chunk may use a window that it did not write, of all bits, as chunkenc's does when a chunk of equal values is continued by a new appender.
 func withoutWindow() chunkenc.Chunk {
 	var w xorWriter
 	w.reset()
@@ -178,6 +178,33 @@ func TestCompareFindsWhatAJoinedChunkHasWrong(t *testing.T) {
 		} else {
 			require.ErrorIs(t, err, ErrDiffers, name)
 		}
+	}
+}
+
+// Samples of chunks that follow one another are those of the output only where none is hidden by another and none is out of range.
+func TestCompareDoesNotTakeWhatFollowsForWhatIsMerged(t *testing.T) {
+	chunk := func(s ...decoded) chunks.Meta {
+		return chunks.Meta{Chunk: xorChunk(t, s...), MinTime: s[0].t, MaxTime: s[len(s)-1].t}
+	}
+	for name, c := range map[string]struct {
+		in  []chunks.Meta
+		out chunks.Meta
+	}{
+		"the same time in two": {
+			in:  []chunks.Meta{chunk(decoded{1, 10}, decoded{5, 20}), chunk(decoded{5, 30}, decoded{8, 40})},
+			out: chunk(decoded{1, 10}, decoded{5, 20}, decoded{5, 30}, decoded{8, 40}),
+		},
+		"behind the range": {
+			in:  []chunks.Meta{chunk(decoded{1, 10}, decoded{2, 20}), chunk(decoded{5, 30}, decoded{12, 40})},
+			out: chunk(decoded{1, 10}, decoded{2, 20}, decoded{5, 30}, decoded{12, 40}),
+		},
+		"before the range": {
+			in:  []chunks.Meta{chunk(decoded{-1, 10}, decoded{2, 20}), chunk(decoded{5, 30}, decoded{8, 40})},
+			out: chunk(decoded{-1, 10}, decoded{2, 20}, decoded{5, 30}, decoded{8, 40}),
+		},
+	} {
+		err := new(Comparer).Compare([]storage.ChunkSeries{listSeries(c.in...)}, 0, 10, []chunks.Meta{c.out}, EncodeOptions{})
+		require.ErrorIs(t, err, ErrDiffers, name)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"slices"
 	"testing"
 	"time"
 
@@ -70,41 +71,95 @@ func TestSeriesAreChargedBeforeTheyAreSorted(t *testing.T) {
 	require.Zero(t, pool.Used())
 }
 
-// Under external labels all series are gathered first, and charged meanwhile; but what matchers leave out or a limit cuts off is not.
-func TestSeriesUnderExternalLabelsAreChargedAsTheyAreGathered(t *testing.T) {
-	var all []*storage.SeriesEntry
-	for i := range 2_000 {
-		all = append(all, entry(labels.FromStrings("__name__", "m", "i", fmt.Sprintf("%04d", i)), 0, 1))
-	}
-	met := 0
+// northern is a Queryable under site="north" over a source of the batch layer, with a pool of so many bytes. It counts the series that are read.
+func northern(limit int64, all ...*storage.SeriesEntry) (engine *Engine, qb *Queryable, pool *MemoryPool, met *int) {
+	met = new(int)
 	s := memory(Batch, 1, all...)
 	s.open = func(int64, int64) (storage.ChunkQuerier, error) {
-		return &countingQuerier{memoryQuerier{all: all}, &met}, nil
+		return &countingQuerier{memoryQuerier{all: all}, met}, nil
 	}
-	pool := NewMemoryPool(100 << 10)
+	pool = NewMemoryPool(limit)
 	o := testOptions(50_000_000)
 	o.Memory = pool
 	set := NewSet()
 	set.Replace(nil, []Entry{{Source: s}})
-	qb := NewQueryable(set, Options{Memory: pool, ExternalLabels: labels.FromStrings("site", "north")})
-	engine := NewEngine(o)
+	return NewEngine(o), NewQueryable(set, Options{Memory: pool, ExternalLabels: labels.FromStrings("site", "north")}), pool, met
+}
 
-	_, err := run(t, engine, qb, `m`, 0, 0)
-	require.ErrorIs(t, err, ErrMemory)
-	require.Less(t, met, 1_500, "it is not read to its end")
-	_, err = run(t, engine, qb, `m{site="north",i=~"000."}`, 0, 0)
+func numbered(n int, more ...string) (all []*storage.SeriesEntry) {
+	for i := range n {
+		all = append(all, entry(labels.FromStrings(append([]string{"__name__", "m", "i", fmt.Sprintf("%05d", i)}, more...)...), 0, 1))
+	}
+	return all
+}
+
+// Under external labels all series are gathered first, whatever they are gathered for: that is limited.
+func TestSeriesUnderExternalLabelsAreChargedAsTheyAreGathered(t *testing.T) {
+	named := labels.MustNewMatcher(labels.MatchEqual, "__name__", "m")
+	north := labels.MustNewMatcher(labels.MatchEqual, "site", "north")
+	for name, ask := range map[string]func(*Engine, *Queryable, storage.Querier) error{
+		"a query": func(engine *Engine, qb *Queryable, _ storage.Querier) error {
+			_, err := run(t, engine, qb, `m`, 0, 0)
+			return err
+		},
+		"names of labels": func(_ *Engine, _ *Queryable, q storage.Querier) error {
+			_, _, err := q.LabelNames(t.Context(), nil, named, north)
+			return err
+		},
+		"values of a label": func(_ *Engine, _ *Queryable, q storage.Querier) error {
+			_, _, err := q.LabelValues(t.Context(), "site", nil, named, north)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			engine, qb, pool, met := northern(100<<10, numbered(2_000)...)
+			q, err := qb.Querier(0, 1000)
+			require.NoError(t, err)
+			require.ErrorIs(t, ask(engine, qb, q), ErrMemory)
+			require.Less(t, *met, 1_500, "it is not read to its end")
+			require.NoError(t, q.Close())
+			require.Zero(t, pool.Used())
+		})
+	}
+}
+
+// What matchers leave out or a limit cuts off does not count.
+func TestSeriesThatAreNotAnsweredAreNotCharged(t *testing.T) {
+	engine, qb, _, _ := northern(2<<20, numbered(20_000)...)
+	_, err := run(t, engine, qb, `m{site="north",i=~"0000."}`, 0, 0)
 	require.NoError(t, err)
 
-	sq, err := qb.Querier(0, 1000)
+	q, err := qb.Querier(0, 1000)
 	require.NoError(t, err)
-	defer sq.Close()
-	found := sq.Select(t.Context(), true, &storage.SelectHints{Start: 0, End: 1000, Func: seriesOnly, Limit: 3}, labels.MustNewMatcher(labels.MatchEqual, "__name__", "m"))
-	n := 0
+	defer q.Close()
+	found := q.Select(t.Context(), true, &storage.SelectHints{Start: 0, End: 1000, Func: seriesOnly, Limit: 3}, labels.MustNewMatcher(labels.MatchEqual, "__name__", "m"))
+	var got []string
 	for found.Next() {
-		n++
+		got = append(got, found.At().Labels().Get("i"))
 	}
 	require.NoError(t, found.Err())
-	require.Equal(t, 3, n)
+	require.Equal(t, []string{"00000", "00001", "00002"}, got)
+}
+
+// A series that was stored both with an external label and without it is one in the answer, and charged once.
+func TestSeriesThatAreOneInTheAnswerAreChargedOnce(t *testing.T) {
+	charged := func(all ...*storage.SeriesEntry) int64 {
+		_, qb, pool, _ := northern(1<<30, all...)
+		q, err := qb.Querier(0, 100_000)
+		require.NoError(t, err)
+		defer q.Close()
+		set := q.Select(t.Context(), true, &storage.SelectHints{Start: 0, End: 100_000, Step: 1000, Func: "rate"}, labels.MustNewMatcher(labels.MatchEqual, "__name__", "m"))
+		n := 0
+		for set.Next() {
+			n++
+		}
+		require.NoError(t, set.Err())
+		require.Equal(t, 100, n)
+		return pool.Used()
+	}
+	both := append(numbered(100), numbered(100, "site", "north")...)
+	slices.SortFunc(both, func(a, b *storage.SeriesEntry) int { return labels.Compare(a.Labels(), b.Labels()) })
+	require.Less(t, charged(both...), charged(numbered(100)...)*3/2)
 }
 
 // countingQuerier counts the series that are read.

@@ -73,9 +73,10 @@ func (e *external) answered(b *labels.Builder, stored labels.Labels) (lset label
 	return lset, true
 }
 
-// groups merges sets by the labels that are answered. The order of series changes with these, so all of them are gathered, and charged, first.
-func (e *external) groups(sets []storage.ChunkSeriesSet, c *charger) groups {
-	g := &externalGroups{e: e, charger: c, i: -1}
+// groups merges sets by the labels that are answered. The order of series changes with these, so all of them are gathered first, or, of more than limit
+// ones, the first of them. What is gathered is taken from the budget until it is yielded.
+func (e *external) groups(sets []storage.ChunkSeriesSet, b *Budget, limit int) groups {
+	g := &externalGroups{e: e, b: b, limit: limit, i: -1}
 	for rank, s := range sets {
 		g.sets = append(g.sets, &rankedSet{ChunkSeriesSet: s, rank: rank})
 	}
@@ -99,17 +100,23 @@ type rankedSeries struct {
 
 // externalGroups implements groups under external labels.
 type externalGroups struct {
-	e *external
-	*charger
-	sets []storage.ChunkSeriesSet
-	all  []group
-	i    int
-	err  error
+	e     *external
+	b     *Budget
+	limit int // 0 is none
+	sets  []storage.ChunkSeriesSet
+	all   []group
+	i     int
+	err   error
 }
 
+// gatheredBeyond is how many more groups than a limit allows are gathered before those behind it are let go.
+const gatheredBeyond = 1000
+
 type group struct {
-	lset  labels.Labels
-	parts []storage.ChunkSeries
+	lset   labels.Labels
+	parts  []storage.ChunkSeries
+	bytes  int64 // taken from the budget
+	series int64 // stored ones
 }
 
 func (g *externalGroups) Next() bool {
@@ -117,7 +124,11 @@ func (g *externalGroups) Next() bool {
 		g.gather()
 	}
 	g.i++
-	return g.err == nil && g.i < len(g.all)
+	if g.err != nil || g.i >= len(g.all) {
+		return false
+	}
+	g.b.release(g.all[g.i].bytes, g.all[g.i].series)
+	return true
 }
 
 func (g *externalGroups) At() (labels.Labels, []storage.ChunkSeries) {
@@ -132,17 +143,33 @@ func (g *externalGroups) gather() {
 	for merged.Next() {
 		stored, parts := merged.At()
 		if lset, ok := g.e.answered(b, stored); ok {
-			if g.err = g.charge(lset, parts); g.err != nil {
+			n := int64(lset.ByteSize()) + seriesOverhead
+			if g.err = g.b.add(n, 1, 0); g.err != nil {
 				return
 			}
-			g.all = append(g.all, group{lset: lset, parts: slices.Clone(parts)})
+			g.all = append(g.all, group{lset: lset, parts: slices.Clone(parts), bytes: n, series: 1})
+		}
+		if g.limit > 0 && len(g.all) > 2*g.limit+gatheredBeyond {
+			g.sort()
 		}
 	}
-	if g.err = merged.Err(); g.err != nil {
-		return
+	if g.err = merged.Err(); g.err == nil {
+		g.sort()
 	}
+}
+
+// sort sorts what was gathered, and lets go what is behind the limit.
+func (g *externalGroups) sort() {
 	slices.SortStableFunc(g.all, func(a, b group) int { return labels.Compare(a.lset, b.lset) })
 	g.all = joinEqual(g.all)
+	if g.limit == 0 || len(g.all) <= g.limit {
+		return
+	}
+	for _, cut := range g.all[g.limit:] {
+		g.b.release(cut.bytes, cut.series)
+	}
+	clear(g.all[g.limit:])
+	g.all = g.all[:g.limit]
 }
 
 // joinEqual makes one group of those that have the same labels, with the parts in order of precedence.
@@ -153,6 +180,8 @@ func joinEqual(all []group) []group {
 			parts := append(out[n-1].parts, g.parts...)
 			slices.SortStableFunc(parts, func(a, b storage.ChunkSeries) int { return rank(a) - rank(b) })
 			out[n-1].parts = parts
+			out[n-1].bytes += g.bytes
+			out[n-1].series += g.series
 			continue
 		}
 		out = append(out, g)

@@ -98,10 +98,13 @@ func (p *MemoryPool) allow(n, series, steps int64) error {
 func (p *MemoryPool) largest() int64 { return p.limit - p.limit/largestShare }
 
 // Release gives n bytes back.
-func (b *Budget) Release(n int64) {
+func (b *Budget) Release(n int64) { b.release(n, 0) }
+
+func (b *Budget) release(n, series int64) {
 	p := b.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	b.series -= series
 	n = min(max(n, 0), b.used)
 	b.used, p.used = b.used-n, p.used-n
 }

@@ -252,7 +252,7 @@ func (q *querier) selectGroups(ctx context.Context, sorted bool, hints *storage.
 		members = q.sources(ctx, mint, maxt)
 	}
 	ctx = q.during(ctx, sel.b)
-	whole := sel.limit == 0 && len(ext.check) == 0 // what is found is answered
+	whole := sel.limit == 0 && !ext.any() // what is found is answered, each series by itself
 	sets := make([]storage.ChunkSeriesSet, len(members))
 	for i, m := range members {
 		open := func() storage.ChunkSeriesSet {
@@ -279,16 +279,16 @@ func (q *querier) selectGroups(ctx context.Context, sorted bool, hints *storage.
 		}
 	}
 	sel.warner = warner{sets}
+	charged := &chargedGroups{charger: c}
 	switch {
-	case ext.any() && sel.limit > 0:
-		sel.groups = &chargedGroups{groups: ext.groups(sets, nil), charger: c} // what the limit leaves out is not charged
 	case ext.any():
-		sel.groups = ext.groups(sets, c)
+		charged.groups = ext.groups(sets, sel.b, sel.limit)
 	case len(sets) == 1:
-		sel.groups = &chargedGroups{groups: &oneSet{ChunkSeriesSet: sets[0]}, charger: c}
+		charged.groups = &oneSet{ChunkSeriesSet: sets[0]}
 	default:
-		sel.groups = &chargedGroups{groups: merge.Sets(sets), charger: c}
+		charged.groups = merge.Sets(sets)
 	}
+	sel.groups = charged
 	return sel
 }
 
