@@ -165,7 +165,7 @@ func TypeCheck() error {
 
 // TestGo runs the packages' own tests with the race detector, and those that have more to do without it.
 func TestGo() error {
-	args := []string{"test", "-race", "-timeout=20m"}
+	args := []string{"test", "-race", "-timeout=30m"}
 	if os.Getenv("CGO_ENABLED") == "0" || !hasCompiler() {
 		fmt.Fprintln(os.Stderr, "no C compiler: the tests run without the race detector")
 		args = slices.DeleteFunc(args, func(a string) bool { return a == "-race" })

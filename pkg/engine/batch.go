@@ -116,7 +116,7 @@ func (e *Engine) later(err error) error {
 		return nil
 	case errors.Is(err, errNotHeld):
 		return unavailable(err.Error(), refusedFor)
-	case away(err) || e.data.synced.problem() != nil:
+	case away(err):
 		return unavailable(err.Error(), uploadInterval)
 	}
 	return err
