@@ -181,6 +181,8 @@ func TestVersion(t *testing.T) {
 	require.NotContains(t, text, "tags", "they are not known either")
 
 	out, _, code := millrace(t, "version")
+	flag, _, _ := millrace(t, "--version")
+	require.Equal(t, out, flag)
 	require.Zero(t, code)
 	require.Regexp(t, `^millrace, version \S+( \(revision: \S+\))?\n  go version: `, out, "a build without flags knows something, too")
 	require.NotContains(t, out, "unknown")
