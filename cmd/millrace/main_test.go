@@ -187,3 +187,11 @@ func TestVersion(t *testing.T) {
 	require.Regexp(t, `^millrace, version \S+( \(revision: \S+\))?\n  go version: `, out, "a build without flags knows something, too")
 	require.NotContains(t, out, "unknown")
 }
+
+func TestAMistakeIsQuotedOnce(t *testing.T) {
+	for _, flag := range []string{"--storage.retention.time=abc", "--storage.retention.rule=abc", "--external-label=abc"} {
+		_, errs, code := millrace(t, "serve", flag)
+		require.NotZero(t, code)
+		require.Equal(t, 1, strings.Count(errs, "abc"), errs)
+	}
+}
