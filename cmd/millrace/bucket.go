@@ -69,7 +69,7 @@ func (b *bucketCommand) open() (objstore.Bucket, error) {
 	}
 	if b.bucket.Default() {
 		if _, err := os.Stat(filepath.Join(path, "bucket")); err != nil {
-			return nil, fmt.Errorf("no --objstore.config-file is given and the data path has no bucket: %w", err)
+			return nil, fmt.Errorf("no --objstore.config-file is given, and there is no bucket below --storage.path=%s: %w", b.path, err)
 		}
 	}
 	config, from, err := b.bucket.Read(path)
