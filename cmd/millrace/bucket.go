@@ -100,6 +100,9 @@ func (b *bucketCommand) withJobs(stderr io.Writer, do func(batch.Options) error)
 	if err := b.batch.Validate(); err != nil {
 		return err
 	}
+	if err := b.rules.Validate(b.retention, nil); err != nil {
+		return fmt.Errorf("--storage.retention.rule=%w", err)
+	}
 	jobs := b.batch.JobsBesideServer()
 	jobs.Retention, jobs.RetentionSize, jobs.Rules = b.retention, b.retentionSize, b.rules
 	bkt, err := b.open()
