@@ -88,7 +88,9 @@ func (b *bucketCommand) run(ctx context.Context, stdout, stderr io.Writer) error
 	var summary string
 	err := b.withJobs(stderr, func(o batch.Options) error {
 		done, err := engine.RunJobs(ctx, o, b.force)
-		summary = done.String() + "\n"
+		if err == nil || done != (batch.Summary{Took: done.Took}) {
+			summary = done.String() + "\n"
+		}
 		return err
 	})
 	fmt.Fprint(stdout, summary) // in a line of its own: that of the progress is gone
