@@ -69,7 +69,7 @@ func (b *bucketCommand) open() (objstore.Bucket, error) {
 	}
 	if b.bucket.Default() {
 		if _, err := os.Stat(filepath.Join(path, "bucket")); err != nil {
-			return nil, fmt.Errorf("no --objstore.config-file is given and the data path has no bucket: %w", err)
+			return nil, fmt.Errorf("no --objstore.config-file is given, and there is no bucket below --storage.path=%s: %w", b.path, err)
 		}
 	}
 	config, from, err := b.bucket.Read(path)
@@ -88,7 +88,9 @@ func (b *bucketCommand) run(ctx context.Context, stdout, stderr io.Writer) error
 	var summary string
 	err := b.withJobs(stderr, func(o batch.Options) error {
 		done, err := engine.RunJobs(ctx, o, b.force)
-		summary = done.String() + "\n"
+		if err == nil || done != (batch.Summary{Took: done.Took}) {
+			summary = done.String() + "\n"
+		}
 		return err
 	})
 	fmt.Fprint(stdout, summary) // in a line of its own: that of the progress is gone
@@ -99,6 +101,9 @@ func (b *bucketCommand) run(ctx context.Context, stdout, stderr io.Writer) error
 func (b *bucketCommand) withJobs(stderr io.Writer, do func(batch.Options) error) (err error) {
 	if err := b.batch.Validate(); err != nil {
 		return err
+	}
+	if err := b.rules.Validate(b.retention, nil); err != nil {
+		return fmt.Errorf("--storage.retention.rule=%w", err)
 	}
 	jobs := b.batch.JobsBesideServer()
 	jobs.Retention, jobs.RetentionSize, jobs.Rules = b.retention, b.retentionSize, b.rules

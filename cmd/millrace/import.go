@@ -161,7 +161,9 @@ func (c *importCommand) run(ctx context.Context, do func(context.Context, *migra
 	}
 	defer func() { err = errors.Join(err, im.Close()) }()
 	err = reporting(ctx, im.Progress(), terminal, log, func() error { return do(ctx, im) })
-	fmt.Fprintln(stdout, im.Summary())
+	if err == nil || im.Summary() != (migrate.Summary{}) {
+		fmt.Fprintln(stdout, im.Summary())
+	}
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("interrupted; what is in the bucket is consistent, and the same command goes on from there: %w", ctx.Err())

@@ -86,6 +86,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		app.UsageWriter(stderr).Usage(nil)
 		return errors.New("no command is given")
 	}
+	if expanded[0] == "--version" { // where many look for it; kingpin's own flag ends the process
+		expanded[0] = versionCmd.FullCommand()
+	}
 	command, err := app.Parse(expanded)
 	if err != nil {
 		return fmt.Errorf("%w; try '%s --help'", err, understood(app, expanded))

@@ -181,7 +181,17 @@ func TestVersion(t *testing.T) {
 	require.NotContains(t, text, "tags", "they are not known either")
 
 	out, _, code := millrace(t, "version")
+	flag, _, _ := millrace(t, "--version")
+	require.Equal(t, out, flag)
 	require.Zero(t, code)
 	require.Regexp(t, `^millrace, version \S+( \(revision: \S+\))?\n  go version: `, out, "a build without flags knows something, too")
 	require.NotContains(t, out, "unknown")
+}
+
+func TestAMistakeIsQuotedOnce(t *testing.T) {
+	for _, flag := range []string{"--storage.retention.time=abc", "--storage.retention.rule=abc", "--external-label=abc"} {
+		_, errs, code := millrace(t, "serve", flag)
+		require.NotZero(t, code)
+		require.Equal(t, 1, strings.Count(errs, "abc"), errs)
+	}
 }

@@ -130,7 +130,7 @@ func logProgress(logger *slog.Logger, jobs []batch.JobStatus) {
 		if j.Remaining != nil {
 			remaining = secondsText(*j.Remaining)
 		}
-		logger.Info("batch job runs", "kind", j.Kind, "job", j.ID, "time", j.Detail, "progress", fmt.Sprintf("%.0f%%", 100*j.Progress),
+		logger.Info("batch job runs", "kind", j.Kind, "job", j.ID, "detail", j.Detail, "progress", fmt.Sprintf("%.0f%%", 100*j.Progress),
 			"blocks_done", j.WindowsDone, "blocks", j.Windows, "series_done", j.SeriesDone, "series_per_second", int64(j.Rate), "remaining", remaining, "waiting", planned)
 	}
 }

@@ -57,6 +57,7 @@ func TestProgressElsewhereIsLogged(t *testing.T) {
 	logProgress(slog.New(slog.NewTextHandler(&out, nil)), []batch.JobStatus{
 		{Kind: "compact-2h", State: batch.Running, Progress: 0.5, Windows: 4, WindowsDone: 2, SeriesDone: 700, Rate: 100.2, Remaining: &left}, {State: batch.Planned},
 	})
+	require.Equal(t, 1, strings.Count(out.String(), " time=")+strings.Count("\n"+out.String(), "\ntime="), "the key of the line's own time")
 	require.Contains(t, out.String(), "progress=50% blocks_done=2 blocks=4 series_done=700 series_per_second=100 remaining=3s waiting=1\n")
 	file, err := os.Create(t.TempDir() + "/log")
 	require.NoError(t, err)

@@ -65,6 +65,9 @@ func (b *bucketCommand) recompute(ctx context.Context, stdout, stderr io.Writer)
 				impossible++
 			}
 		}
+		if err != nil && len(found) == 0 {
+			return err
+		}
 		fmt.Fprintf(&report, "%d compacted blocks, %d of them cannot be built again\n", len(found), impossible)
 		if impossible > 0 {
 			err = errors.Join(err, fmt.Errorf("%d of %d blocks cannot be built again", impossible, len(found)))

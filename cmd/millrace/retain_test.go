@@ -56,7 +56,7 @@ func TestBatchRunAppliesRetentionRules(t *testing.T) {
 
 	_, errs, code = millrace(t, append(run, "--storage.retention.time=2d")...)
 	require.Equal(t, 1, code)
-	require.Contains(t, errs, `{job="debug"}: 3d: nothing is kept for longer than the retention of all series, 2d`)
+	require.Contains(t, errs, `millrace: --storage.retention.rule={job="debug"}: 3d: nothing is kept for longer than the retention of all series, 2d`)
 	_, errs, code = millrace(t, append(run, "--storage.retention.rule=up")...)
 	require.NotZero(t, code)
 	require.Contains(t, errs, "must be a selector of series and an age")

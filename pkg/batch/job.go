@@ -3,7 +3,6 @@ package batch
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -97,9 +96,13 @@ func windowAt(t, width int64) window {
 func (w window) holds(m *block.Meta) bool    { return m.MinTime >= w.min && m.MaxTime <= w.max }
 func (w window) overlaps(m *block.Meta) bool { return m.Overlaps(w.min, w.max-1) }
 
-// String is the window's begin in UTC and its width.
+// from and to are the window's bounds for the log.
+func (w window) from() time.Time { return time.UnixMilli(w.min).UTC() }
+func (w window) to() time.Time   { return time.UnixMilli(w.max).UTC() }
+
+// String is the window's bounds in RFC 3339.
 func (w window) String() string {
-	return fmt.Sprintf("%s+%s", time.UnixMilli(w.min).UTC().Format("2006-01-02T15:04Z"), time.Duration(w.max-w.min)*time.Millisecond)
+	return w.from().Format(time.RFC3339) + " to " + w.to().Format(time.RFC3339)
 }
 
 // contributors are the inputs which can have samples in w, in order of precedence.

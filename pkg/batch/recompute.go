@@ -171,7 +171,8 @@ func (u *run) recompute(ctx context.Context, old block.Meta, l *listing, stock m
 	j.ID = m.ULID.String()
 	t := u.begin(j)
 	t.windows.Store(1)
-	u.log.Info("builds a block again", "block", old.ULID, "inputs", len(inputs), "time", t.status.Detail)
+	about := hull(inputs)
+	u.log.Info("builds a block again", "block", old.ULID, "inputs", len(inputs), "from", about.from(), "to", about.to())
 	e := &execution{run: u, job: j, listed: l, tracker: t}
 	err = e.rebuild(ctx, m, &res, stock, dry)
 	state := Done

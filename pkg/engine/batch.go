@@ -77,12 +77,18 @@ func (e *Engine) runBatch(ctx context.Context, detail func(string)) error {
 	if err := e.flushSealed(ctx); err != nil {
 		return err
 	}
+	e.report("flush", nil) // here and below: a loop that failed may be waiting for its next try
 	detail("uploading")
 	if err := e.uploadOnce(ctx); err != nil {
 		return err
 	}
+	e.report("upload", nil)
 	detail("running jobs")
-	return e.runJobs(ctx, true)
+	if err := e.runJobs(ctx, true); err != nil {
+		return err
+	}
+	e.report("batch", nil)
+	return nil
 }
 
 // Job is one call for batch work.

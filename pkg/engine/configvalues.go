@@ -120,8 +120,11 @@ type Duration time.Duration
 // Set implements kingpin.Value.
 func (d *Duration) Set(s string) error {
 	v, err := model.ParseDuration(s)
+	if err != nil {
+		return errors.New("not a valid duration, such as 15m or 30d") // whose own error would say again what s is
+	}
 	*d = Duration(v)
-	return err
+	return nil
 }
 
 func (d *Duration) String() string { return model.Duration(*d).String() }
@@ -193,7 +196,11 @@ func (l *Labels) Set(s string) error {
 	for pair := range strings.SplitSeq(s, ",") {
 		name, value, ok := strings.Cut(pair, "=")
 		if !ok || value == "" || !model.LegacyValidation.IsValidLabelName(name) || name == model.MetricNameLabel {
-			return fmt.Errorf("%q: must be name=value with a valid label name", pair)
+			err := errors.New("must be name=value with a valid label name")
+			if pair != s { // which the error of the flag shows
+				err = fmt.Errorf("%q: %w", pair, err)
+			}
+			return err
 		}
 		if *l == nil {
 			*l = Labels{}

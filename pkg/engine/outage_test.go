@@ -124,6 +124,20 @@ func TestABucketThatGoesAwayAndComesBack(t *testing.T) {
 	require.Empty(t, read(t, e, serving.Speed, "a", now, 72*time.Hour))
 }
 
+func TestABatchRunThatSucceedsEndsProblems(t *testing.T) {
+	e := startEngine(t, newMovableBucket(t).config(t.TempDir()))
+	components := []string{"flush", "upload", "batch"}
+	for _, c := range components {
+		e.report(c, errors.New("of an earlier try"))
+	}
+	write(t, e, "a", point{time.Now().UnixMilli(), 1})
+	_, err := e.RunBatchJob(t.Context(), true)
+	require.NoError(t, err)
+	for _, c := range components {
+		require.Empty(t, problem(e, c), c)
+	}
+}
+
 func TestAStartWithoutTheBucketKnowsWhatIsInIt(t *testing.T) {
 	b := newMovableBucket(t)
 	path := t.TempDir()

@@ -58,6 +58,8 @@ type Importer struct {
 	scratch string
 	lock    io.Closer
 	known   map[ulid.ULID]bool // ids and sources of all blocks in the bucket
+	// quarantined are those of them that no block has but one in quarantine, which is the value. Answers go without it.
+	quarantined map[ulid.ULID]ulid.ULID
 	// deleted are the deletions that came before the import: they do not hide what is imported.
 	deleted  []*tombstone.Tombstone
 	progress Progress
@@ -73,7 +75,7 @@ func Open(ctx context.Context, o Options) (_ *Importer, err error) {
 	if o.Bucket == nil || len(o.Labels) == 0 || o.ScratchDir == "" {
 		return nil, errors.New("import: bucket, external labels and scratch folder must be given")
 	}
-	im := &Importer{o: o, log: o.Logger, keys: newKeys(o.Labels), bounds: span{minTime, maxTime + 1}, known: map[ulid.ULID]bool{}}
+	im := &Importer{o: o, log: o.Logger, keys: newKeys(o.Labels), bounds: span{minTime, maxTime + 1}, known: map[ulid.ULID]bool{}, quarantined: map[ulid.ULID]ulid.ULID{}}
 	if im.log == nil {
 		im.log = slog.New(slog.DiscardHandler)
 	}
@@ -153,17 +155,27 @@ func (im *Importer) list(ctx context.Context) error {
 		return err
 	}
 	own, others := false, map[string]bool{}
+	answering := map[ulid.ULID]bool{}
+	know := func(key ulid.ULID, l *block.Listed) {
+		im.known[key] = true
+		if l.QuarantineMark == nil {
+			answering[key] = true
+		} else {
+			im.quarantined[key] = l.Meta.ULID
+		}
+	}
 	for id, l := range listed {
-		im.known[id] = true
+		know(id, &l)
 		if !maps.Equal(l.Meta.Thanos.Labels, im.o.Labels) {
 			others[l.Meta.ExternalLabels().String()] = l.Meta.Own()
 			continue
 		}
 		own = true
 		for _, s := range l.Meta.Compaction.Sources {
-			im.known[s] = true
+			know(s, &l)
 		}
 	}
+	maps.DeleteFunc(im.quarantined, func(key, _ ulid.ULID) bool { return answering[key] })
 	for labels, millrace := range others {
 		if millrace && !own {
 			im.log.Warn("the bucket has blocks of a server with other external labels, with which what is imported will not be merged; is --external-label what the server has?",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -84,10 +85,25 @@ func (im *Importer) missingWindows(source identity, of, s span) []span {
 			out = append(out, w)
 		case present:
 			im.summary.Windows++
+			im.warnOfQuarantine(source, w)
 		case outside:
 		}
 	}
 	return out
+}
+
+// warnOfQuarantine tells, once for each such block, that what is there already of the window w is in a block without which queries answer.
+func (im *Importer) warnOfQuarantine(source identity, w span) {
+	w = w.clip(im.bounds)
+	for _, s := range []identity{source, im.limited(source)} {
+		id, ok := im.quarantined[im.keys.of(s, w)]
+		if !ok {
+			continue
+		}
+		im.log.Warn("what the bucket has of a time is in a block in quarantine, which answers go without; it is not imported again as long as the block is there",
+			"block", id, "window", w)
+		maps.DeleteFunc(im.quarantined, func(_, b ulid.ULID) bool { return b == id })
+	}
 }
 
 // write brings what parts, in order of precedence, say about s into the bucket: as one block if s is a day of which the bucket has

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"regexp"
 	"slices"
@@ -31,6 +32,8 @@ const (
 	// leastRequest is the shortest range of time that is asked for, in ms, and attempts how often that is tried.
 	leastRequest = int64(time.Minute / time.Millisecond)
 	attempts     = 4
+	// dials is how often a server that cannot be reached is asked, each time after twice as long.
+	dials = 5
 )
 
 // RemoteRead says what to import from another server.
@@ -217,7 +220,7 @@ func (f *reader) write(ctx context.Context, s span, more bool) error {
 
 // request reads from the beginning of s as far as one request goes, and returns where that is.
 func (f *reader) request(ctx context.Context, s span) (next int64, err error) {
-	for failed := 0; ; {
+	for failed, dialed, pause := 0, 0, f.r.retryAfter; ; {
 		asked := span{s.from, min(s.to, s.from+f.width)}
 		began := time.Now()
 		sec := f.spool.begin()
@@ -238,16 +241,34 @@ func (f *reader) request(ctx context.Context, s span) (next int64, err error) {
 		if ctx.Err() != nil {
 			return 0, ctx.Err()
 		}
-		if f.width <= leastRequest {
-			failed++
-		}
-		if failed == attempts || !worthTrying(err) {
+		switch {
+		case unreached(err): // which asking for less does not change
+			if dialed++; dialed == dials {
+				return 0, fmt.Errorf("the server cannot be reached: %w", err)
+			}
+			if dialed > 1 {
+				pause *= 2
+			}
+			f.im.log.Warn("the server cannot be reached and is tried again", "in", pause, "err", err)
+		case !worthTrying(err):
 			return 0, fmt.Errorf("%s: %w", asked, err)
+		default:
+			if f.width <= leastRequest {
+				failed++
+			}
+			if failed == attempts {
+				return 0, fmt.Errorf("%s: %w", asked, err)
+			}
+			pause = f.r.retryAfter
+			text := "a request failed and is tried again"
+			if f.width > leastRequest {
+				text += " for a shorter time"
+			}
+			f.width = max(leastRequest, f.width/2)
+			f.im.log.Warn(text, "asked", asked, "next", time.Duration(f.width)*time.Millisecond, "err", err)
 		}
-		f.width = max(leastRequest, f.width/2)
-		f.im.log.Warn("a request failed and is tried again for a shorter time", "time", asked, "next", time.Duration(f.width)*time.Millisecond, "err", err)
 		select {
-		case <-time.After(f.r.retryAfter):
+		case <-time.After(pause):
 		case <-ctx.Done():
 		}
 	}
@@ -267,6 +288,15 @@ var errRefused = errors.New("refused")
 
 // refusal finds answers that will not change: unauthorized, forbidden, and no such path. Limits are 400, 413, 422 and 429.
 var refusal = regexp.MustCompile(`returned http status 40[13456]\b`)
+
+// unreached tells whether a request has failed before it got to the server.
+func unreached(err error) bool {
+	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
+		return true
+	}
+	_, ok := errors.AsType[*net.DNSError](err)
+	return ok
+}
 
 func worthTrying(err error) bool {
 	return !errors.Is(err, errRefused) && !refusal.MatchString(err.Error())

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -197,8 +198,16 @@ func TestRemoteReadThatCannotBe(t *testing.T) {
 	_, err := importInto(t, bkt, bounded, readFrom(RemoteRead{URL: guarded}))
 	require.ErrorContains(t, err, "who are you?")
 	require.EqualValues(t, 1, asked.Load(), "that is not asked again")
-	_, err = importInto(t, bkt, bounded, readFrom(RemoteRead{URL: "http://127.0.0.1:1"}))
+	var log bytes.Buffer
+	logged := func(o *Options) {
+		bounded(o)
+		o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	}
+	_, err = importInto(t, bkt, logged, readFrom(RemoteRead{URL: "http://127.0.0.1:1"}))
+	require.ErrorContains(t, err, "the server cannot be reached")
 	require.ErrorContains(t, err, "connection refused")
+	require.NotContains(t, log.String(), "shorter", "to ask for less is of no use")
+	require.Equal(t, dials-1, strings.Count(log.String(), "is tried again"))
 	_, err = importInto(t, bkt, bounded, readFrom(RemoteRead{URL: "prometheus:9090"}))
 	require.ErrorContains(t, err, "is not like http://")
 	_, err = importInto(t, bkt, nil, readFrom(RemoteRead{URL: guarded}))

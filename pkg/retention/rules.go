@@ -65,7 +65,11 @@ func Parse(text string) (Rules, error) {
 	for _, one := range split(text) {
 		colon := strings.LastIndexByte(one, ':')
 		if colon < 0 {
-			return nil, fmt.Errorf("%q: must be a selector of series and an age, as in {job=\"debug\"}: 3d", one)
+			err := errors.New("must be a selector of series and an age, as in {job=\"debug\"}: 3d")
+			if one != strings.TrimSpace(text) { // which the error of the flag shows
+				err = fmt.Errorf("%q: %w", one, err)
+			}
+			return nil, err
 		}
 		age, err := model.ParseDuration(strings.TrimSpace(one[colon+1:]))
 		if err != nil {
