@@ -440,7 +440,7 @@ func (u *run) held(m *block.Meta) bool {
 // job runs one job and files how it ended. The error is that of a job that failed.
 func (u *run) job(ctx context.Context, j *Job, l *listing) error {
 	t := u.begin(j)
-	u.log.Info("batch job begins", "kind", j.Kind, "job", j.ID, "inputs", len(j.Inputs), "time", t.status.Detail)
+	u.log.Info("batch job begins", "kind", j.Kind, "job", j.ID, "inputs", len(j.Inputs), "from", hull(j.Inputs).from(), "to", hull(j.Inputs).to())
 	e := &execution{run: u, job: j, listed: l, tracker: t, open: map[ulid.ULID]*block.Block{}}
 	var err error
 	if u.attempts[j.ID]++; u.attempts[j.ID] > maxAttempts {
