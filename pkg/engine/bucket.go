@@ -91,13 +91,6 @@ func (s *bucketState) uploadTried(err error) {
 // away tells whether an error says that the bucket cannot be reached.
 func away(err error) bool { return outage(err) || errors.Is(err, block.ErrUnavailable) }
 
-// problem is why the bucket could not be reached when it was last tried.
-func (s *bucketState) problem() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.err
-}
-
 func (s *bucketState) listingFailed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
