@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -72,8 +73,8 @@ func TestSeriesAreChargedBeforeTheyAreSorted(t *testing.T) {
 }
 
 // northern is a Queryable under site="north" over a source of the batch layer, with a pool of so many bytes. It counts the series that are read.
-func northern(limit int64, all ...*storage.SeriesEntry) (engine *Engine, qb *Queryable, pool *MemoryPool, met *int) {
-	met = new(int)
+func northern(limit int64, all ...*storage.SeriesEntry) (engine *Engine, qb *Queryable, pool *MemoryPool, met *atomic.Int64) {
+	met = new(atomic.Int64)
 	s := memory(Batch, 1, all...)
 	s.open = func(int64, int64) (storage.ChunkQuerier, error) {
 		return &countingQuerier{memoryQuerier{all: all}, met}, nil
@@ -116,7 +117,7 @@ func TestSeriesUnderExternalLabelsAreChargedAsTheyAreGathered(t *testing.T) {
 			q, err := qb.Querier(0, 1000)
 			require.NoError(t, err)
 			require.ErrorIs(t, ask(engine, qb, q), ErrMemory)
-			require.Less(t, *met, 1_500, "it is not read to its end")
+			require.Less(t, met.Load(), int64(1_500), "it is not read to its end")
 			require.NoError(t, q.Close())
 			require.Zero(t, pool.Used())
 		})
@@ -165,9 +166,9 @@ func TestSeriesThatAreOneInTheAnswerAreChargedOnce(t *testing.T) {
 // countingQuerier counts the series that are read.
 type countingQuerier struct {
 	memoryQuerier
-	met *int
+	met *atomic.Int64 // as sources are read ahead
 }
 
 func (q *countingQuerier) Select(_ context.Context, _ bool, _ *storage.SelectHints, ms ...*labels.Matcher) storage.ChunkSeriesSet {
-	return &memorySet{all: q.matching(ms), i: -1, onNext: func(int) { *q.met++ }}
+	return &memorySet{all: q.matching(ms), i: -1, onNext: func(int) { q.met.Add(1) }}
 }
