@@ -106,7 +106,7 @@ func (e *Engine) RunBatchJob(ctx context.Context, wait bool) (Job, error) {
 	defer e.wg.Done()
 	if wait {
 		c := e.calls.begin(time.Now())
-		return Job{ID: c.ID, State: string(batch.Done)}, e.later(e.call(ctx, c))
+		return Job{ID: c.ID, State: string(batch.Done)}, later(e.call(ctx, c))
 	}
 	c, start := e.calls.join(time.Now())
 	if start {
@@ -116,7 +116,7 @@ func (e *Engine) RunBatchJob(ctx context.Context, wait bool) (Job, error) {
 }
 
 // later says when to come again, where an error of batch work is one of a bucket that is away, or that another writer holds.
-func (e *Engine) later(err error) error {
+func later(err error) error {
 	switch {
 	case err == nil:
 		return nil
